@@ -1,0 +1,1 @@
+"""Derivatives of students and targets: measured by autograd, contracted by probes, never silently wrong."""
