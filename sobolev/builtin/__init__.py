@@ -1,0 +1,40 @@
+"""Built-in components, registered through the same hooks as those of any plugin."""
+
+from sobolev.builtin import estimators, objectives, reports, students, targets, trackers
+from sobolev.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def register_target(register: Register) -> None:
+    """Offer the built-in targets."""
+    targets.targets(register)
+
+
+@hookimpl
+def register_estimator(register: Register) -> None:
+    """Offer the built-in estimators."""
+    estimators.estimators(register)
+
+
+@hookimpl
+def register_student(register: Register) -> None:
+    """Offer the built-in students."""
+    students.students(register)
+
+
+@hookimpl
+def register_objective(register: Register) -> None:
+    """Offer the built-in objective."""
+    objectives.objectives(register)
+
+
+@hookimpl
+def register_tracker(register: Register) -> None:
+    """Offer the built-in trackers."""
+    trackers.trackers(register)
+
+
+@hookimpl
+def register_report(register: Register) -> None:
+    """Offer the built-in reports."""
+    reports.reports(register)

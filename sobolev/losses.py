@@ -1,0 +1,62 @@
+"""Losses between two tensors of one term, per sample, with masks.
+
+Names: ``squared-l2``, ``l1``, ``huber`` sum over components that are known; ``norm`` is the Euclidean norm, not
+squared, over all components (subgradient 0 at equality); the KLs compare log-probabilities.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+COMPONENTWISE = ("squared-l2", "l1", "huber")
+KL = ("kl-student-teacher", "kl-teacher-student")
+
+
+def per_sample(
+    loss: str,
+    prediction: Tensor,
+    reference: Tensor,
+    known: Tensor | None = None,
+    probes: int | None = None,
+    reduce: str = "sum",
+    delta: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of each sample ``(B,)`` and the fraction of its components that is known ``(B,)``.
+
+    Args:
+        loss: one of the names above.
+        prediction, reference: ``(B, ...)``; ``(B, k, ...)`` where ``probes`` is k.
+        known: mask of the same shape; missing entries are held as 0 in the reference.
+        probes: k; the losses of a sample's probes are averaged.
+        reduce: ``sum`` or ``mean`` over components (of the component-wise losses).
+        delta: where ``huber`` turns from quadratic to linear.
+    """
+    if loss in KL:
+        # D(p || q) = sum p (log p - log q); "student-teacher" is the paper's D_KL(pi || pi*), pi the student.
+        p, q = (prediction, reference) if loss == "kl-student-teacher" else (reference, prediction)
+        return (p.exp() * (p - q)).flatten(1).sum(1), torch.ones_like(prediction[:, 0]).detach()
+    rows = prediction.shape[0]
+    difference = (prediction - reference).reshape(rows, probes or 1, -1)
+    mask = None if known is None else known.reshape(difference.shape)
+    if mask is not None:
+        difference = difference * mask
+    if loss == "norm":
+        losses = torch.linalg.vector_norm(difference, dim=-1).mean(dim=1)
+        present = torch.ones_like(losses) if mask is None else mask.flatten(1).any(dim=1).to(losses.dtype)
+        return losses, present.detach()
+    if loss == "squared-l2":
+        errors = difference.square()
+    elif loss == "l1":
+        errors = difference.abs()
+    elif loss == "huber":
+        size = difference.abs()
+        errors = torch.where(size <= delta, 0.5 * size.square(), delta * (size - 0.5 * delta))
+    else:
+        raise ValueError(f"unknown loss {loss!r}")
+    losses = errors.sum(dim=-1).mean(dim=1)
+    if reduce == "mean":
+        losses = losses / difference.shape[-1]
+    if mask is None:
+        return losses, torch.ones_like(losses).detach()
+    return losses, mask.flatten(1).to(losses.dtype).mean(dim=1)
