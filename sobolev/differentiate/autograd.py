@@ -12,7 +12,9 @@ from sobolev.vocabulary import Contraction, Jet, Key, Points, Probe
 ValueFunction = Callable[[Mapping[str, Tensor]], Tensor]
 
 
-def differentiate(function: ValueFunction, points: Points, probe: Probe, create_graph: bool) -> Jet:
+def differentiate(
+    function: ValueFunction, points: Points, probe: Probe, create_graph: bool, detached: frozenset[Key] = frozenset()
+) -> Jet:
     """Return the jet of a function that treats samples independently.
 
     Args:
@@ -20,6 +22,8 @@ def differentiate(function: ValueFunction, points: Points, probe: Probe, create_
         points: where; inputs named by the probe's keys are differentiated, the others are held.
         probe: what is asked, contracted or full.
         create_graph: whether the result can be differentiated by parameters.
+        detached: keys whose derivative is wanted without graph all the same: they share the forward pass, and
+            cost no second differentiation.
 
     Returns:
         The value with its graph, and every derivative in the shape of its contraction.
@@ -31,7 +35,9 @@ def differentiate(function: ValueFunction, points: Points, probe: Probe, create_
     with torch.enable_grad():
         value = function(inputs)
         derivatives = {
-            key: _derivative(value, tuple(inputs[name] for name in key), contraction, create_graph)
+            key: _derivative(
+                value, tuple(inputs[name] for name in key), contraction, create_graph and key not in detached
+            )
             for key, contraction in probe.contractions.items()
         }
     return Jet(value, derivatives)

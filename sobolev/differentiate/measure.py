@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sobolev.differentiate.autograd import differentiate
 from sobolev.heads import Head
-from sobolev.vocabulary import Jet, Points, Probe, Site
+from sobolev.vocabulary import Jet, Key, Points, Probe, Site
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,14 @@ class Measurer:
         """Return the value ``(B, m)`` after the head."""
         return self.head(self.module(*(inputs[name] for name in self.names if name in inputs)), inputs)
 
-    def measure(self, points: Points, probe: Probe, create_graph: bool = True) -> Jet:
-        """Return the jet that the probe asks for; without graph it is detached."""
-        jet = differentiate(self.value, points, probe, create_graph)
+    def measure(
+        self, points: Points, probe: Probe, create_graph: bool = True, detached: frozenset[Key] = frozenset()
+    ) -> Jet:
+        """Return the jet that the probe asks for; without graph it is detached.
+
+        The keys in ``detached`` come without graph in any case, from the same forward pass.
+        """
+        jet = differentiate(self.value, points, probe, create_graph, detached)
         return jet if create_graph else jet.detach()
 
     def describe(self) -> dict[str, str]:
