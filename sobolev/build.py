@@ -1,0 +1,209 @@
+"""The parts of one run, made from its plan and checked against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sobolev.components import Context, Estimator, Learner, Objective, Student, Target
+from sobolev.differentiate.contract import restrict
+from sobolev.differentiate.measure import Measurer, Policy
+from sobolev.distributed import World
+from sobolev.errors import ComponentError
+from sobolev.heads import Head
+from sobolev.noise import Noise, stream
+from sobolev.recipe.plan import RunPlan
+from sobolev.registry import Registry, did_you_mean
+from sobolev.vocabulary import Batch, Jet, Key, Points, Probe, Site
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What one batch compares: drawn once, measured as often as an optimizer asks.
+
+    Attributes:
+        points, probes: by site.
+        reference: the target's jets, or None where they wait for the student's prediction.
+    """
+
+    points: Mapping[str, Points]
+    probes: Mapping[str, Probe]
+    reference: Mapping[str, Jet] | None
+
+
+@dataclass
+class Experiment(Learner):
+    """Everything that one run trains with."""
+
+    plan: RunPlan
+    context: Context
+    target: Target
+    estimator: Estimator
+    objective: Objective
+    module: nn.ModuleDict
+    measurers: dict[str, Measurer]
+    sites: Mapping[str, Site]
+    keys: dict[str, tuple[Key, ...]]
+
+    @property
+    def trainable(self) -> list[nn.Parameter]:
+        """Parameters of the student that are trained."""
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def outputs(self, site: str) -> int:
+        """Return ``m``, the size of the value of a site."""
+        return self.objective.head.outputs(self.sites[site].outputs)
+
+    def wanted(self, site: str) -> tuple[Key, ...]:
+        """Return the first-order keys of a site: what a learning target may read, and what evaluation measures."""
+        return tuple((name,) for name in self.sites[site].differentiate)
+
+    def draw(self, batch: Batch, step: int, training: bool) -> Drawn:
+        """Draw points, probes and, unless it waits for the prediction, the reference of a training batch."""
+        points = self.target.points(batch, training)
+        probes = {}
+        for site, where in points.items():
+            noise = Noise(self.plan.seed, batch.split, step, site)
+            probe = self.estimator.probe(where, self.outputs(site), self.keys[site], noise)
+            probes[site] = restrict(probe, where)
+        reference = None if "prediction" in self.target.needs else self.reference(points, probes, None)
+        return Drawn(points, probes, reference)
+
+    def reference(
+        self, points: Mapping[str, Points], probes: Mapping[str, Probe], prediction: Mapping[str, Jet] | None
+    ) -> Mapping[str, Jet]:
+        """Return the target's jets: its own answer, or its value differentiated by the estimator."""
+        if answers(self.target):
+            seen = None if prediction is None else {site: jet.detach() for site, jet in prediction.items()}
+            return self.target.answer(points, probes, seen)
+        return {
+            site: self.estimator.differentiate(self._value_of(site, where), where, probes[site])
+            for site, where in points.items()
+        }
+
+    def _value_of(self, site: str, points: Points) -> Callable[[Mapping[str, Tensor]], Tensor]:
+        return lambda inputs: self.target.value(site, inputs, points)
+
+    def predict(self, drawn: Drawn) -> dict[str, Jet]:
+        """Measure the student with graph; derivatives that only the target needs come detached."""
+        prediction = {}
+        for site, where in drawn.points.items():
+            probe = drawn.probes[site]
+            extra = ()
+            if "gradient" in self.target.needs:
+                extra = tuple(key for key in self.wanted(site) if key not in probe.contractions)
+            if extra:
+                probe = Probe({**probe.contractions, **Probe.full(extra).contractions})
+            prediction[site] = self.measurers[site].measure(where, probe, detached=frozenset(extra))
+        return prediction
+
+    def seen(self, drawn: Drawn, prediction: Mapping[str, Jet]) -> dict[str, Jet]:
+        """Return what the target may see of a prediction: detached, with full first derivatives if it needs them."""
+        if "gradient" in self.target.needs and any(
+            not drawn.probes[site].contractions[key].full
+            for site in drawn.points
+            for key in self.wanted(site)
+            if key in drawn.probes[site].contractions
+        ):
+            return self.measure(drawn.points)
+        return {site: jet.detach() for site, jet in prediction.items()}
+
+    def value(self, site: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the student's value ``(B, m)``, without graph."""
+        with torch.no_grad():
+            return self.measurers[site].value(inputs)
+
+    def measure(self, points: Mapping[str, Points]) -> dict[str, Jet]:
+        """Measure value and full first derivatives, without graph."""
+        return {
+            site: self.measurers[site].measure(where, Probe.full(self.wanted(site)), create_graph=False)
+            for site, where in points.items()
+        }
+
+
+def answers(target: Target) -> bool:
+    """Return whether a target answers jets itself.
+
+    Raises:
+        ComponentError: it overrides both `answer` and `value`, or neither.
+    """
+    own_answer = type(target).answer is not Target.answer
+    own_value = type(target).value is not Target.value
+    if own_answer == own_value:
+        which = "both 'answer' and 'value'" if own_answer else "neither 'answer' nor 'value'"
+        raise ComponentError(f"target {type(target).__name__} defines {which}; exactly one is needed")
+    return own_answer
+
+
+def build(
+    plan: RunPlan,
+    registry: Registry,
+    world: World,
+    *,
+    output: Path | None = None,
+    cache: Path = Path("runs/.cache"),
+    say: Callable[[str], None] = print,
+    smoke: bool = False,
+) -> Experiment:
+    """Make the parts of a run.
+
+    Raises:
+        ComponentError: parts that do not fit together; says which and what would.
+    """
+    recipe = plan.recipe
+    target: Target = registry.build("target", recipe.target)
+    estimator: Estimator = registry.build("estimator", recipe.estimator)
+    objective: Objective = registry.build("objective", recipe.objective)
+    family: Student = registry.build("student", recipe.student)
+    answers(target)
+    _check_head(objective.head, target, recipe.target["use"])
+    context = Context(
+        device=world.device,
+        dtype=DTYPES[recipe.dtype],
+        world=world,
+        seed=plan.seed,
+        head=objective.head,
+        directory=plan.file.parent.resolve(),
+        cache=cache,
+        output=output,
+        say=say,
+    )
+    target.prepare(context)
+    sites = target.sites()
+    keys = {name: objective.keys(site) for name, site in sites.items()}
+    _check_order(keys, target, recipe.target["use"])
+    estimator.prepare(target, context)
+    module = nn.ModuleDict()
+    for name, site in sites.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream(plan.seed, "student", name))
+            module[name] = family.build(site)
+    module.to(device=world.device, dtype=context.dtype)
+    world.broadcast(module)
+    steps = sum(phase.steps for phase in recipe.train.phases) or recipe.train.steps
+    policy = Policy(steps=steps, compile="never" if smoke else recipe.train.compile, memory=recipe.evaluate.memory)
+    measurers = {name: Measurer(module[name], objective.head, sites[name], policy) for name in sites}
+    return Experiment(plan, context, target, estimator, objective, module, measurers, sites, keys)
+
+
+def _check_head(head: Head, target: Target, name: str) -> None:
+    if head.name not in target.heads:
+        raise ComponentError(
+            f"objective: the target {name!r} answers for the head {' or '.join(target.heads)}, not {head.name!r}; "
+            f"{did_you_mean(head.name, target.heads)}"
+        )
+
+
+def _check_order(keys: Mapping[str, tuple[Key, ...]], target: Target, name: str) -> None:
+    highest = max((len(key) for site in keys.values() for key in site), default=0)
+    if target.max_order is not None and highest > target.max_order:
+        raise ComponentError(
+            f"objective: a derivative of order {highest} is wanted, the target {name!r} has them up to order "
+            f"{target.max_order}; lower the order or set its weight to 0"
+        )

@@ -1,0 +1,98 @@
+"""Held-out measurement: squared-L2 error of value and first derivatives, whatever was trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from sobolev.build import Experiment
+from sobolev.differentiate.contract import restrict
+from sobolev.losses import per_sample
+from sobolev.noise import Noise
+from sobolev.sampler import in_order
+from sobolev.vocabulary import VALUE, Batch, Contraction, Jet, Key, Mean, Points, Probe, key_name
+
+_PROBES = 8
+"""Projections of a derivative that is too large to be measured whole; equal for all variants and steps."""
+
+
+def evaluate(experiment: Experiment, split: str) -> dict[str, float]:
+    """Return metrics ``split/site/value``, ``split/site/d/dx`` and the target's own, averaged over a split.
+
+    Derivatives are measured whole where ``B * m * d`` numbers fit the recipe's bound, else by fixed projections
+    whose mean square, times m, estimates the same sum. The dictionary is empty where the split is.
+    """
+    recipe = experiment.plan.recipe.evaluate
+    size = experiment.target.size(split)
+    count = size if recipe.points is None else min(size, recipe.points)
+    if not count:
+        return {}
+    modes = {module: module.training for module in experiment.module.modules()}
+    experiment.module.eval()
+    sums: dict[str, Mean] = {}
+    try:
+        for ids in in_order(count, recipe.batch_size):
+            ids = experiment.context.world.shard(ids)
+            if not len(ids):
+                continue
+            batch = Batch(split, ids, experiment.target.load(split, ids))
+            for name, mean in _measure(experiment, batch, recipe.memory).items():
+                old = sums.get(name)
+                sums[name] = Mean(old.sum + mean.sum, old.count + mean.count) if old else mean
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return {f"{split}/{name}": value for name, value in experiment.context.world.means(sums).items()}
+
+
+def _measure(experiment: Experiment, batch: Batch, memory: int) -> dict[str, Mean]:
+    points = experiment.target.points(batch, training=False)
+    probes = {site: _probe(experiment, site, where, memory) for site, where in points.items()}
+    prediction = {
+        site: experiment.measurers[site].measure(where, probes[site], create_graph=False)
+        for site, where in points.items()
+    }
+    reference = experiment.reference(points, probes, prediction)
+    means = {}
+    for site, where in points.items():
+        for key in (VALUE, *probes[site].keys):
+            means[f"{site}/{key_name(key)}"] = _error(key, where, probes[site], prediction[site], reference[site])
+    means |= experiment.target.metrics(points, reference, prediction)
+    return means
+
+
+def _probe(experiment: Experiment, site: str, points: Points, memory: int) -> Probe:
+    m = experiment.outputs(site)
+    contractions: dict[Key, Contraction] = {}
+    if experiment.target.max_order != 0:
+        for key in experiment.wanted(site):
+            x = points.inputs[key[0]]
+            if len(points) * m * math.prod(x.shape[1:]) * x.element_size() <= memory or m == 1:
+                contractions[key] = Contraction(None, (None,))
+            else:
+                noise = Noise(0, "evaluation", 0, site)
+                vectors = noise.sphere(points.index, _PROBES, (m,), *key, dtype=x.dtype)
+                # Scaled so that the mean squared norm estimates the squared norm of the whole Jacobian.
+                contractions[key] = Contraction(vectors * math.sqrt(m), (None,))
+    return restrict(Probe(contractions), points)
+
+
+def _error(key: Key, points: Points, probe: Probe, prediction: Jet, reference: Jet) -> Mean:
+    probes = probe.contractions[key].probes if key else None
+    losses, fraction = per_sample(
+        "squared-l2", prediction[key].detach(), reference[key], reference.known.get(key), probes
+    )
+    weight = torch.ones_like(losses) if points.weight is None else points.weight
+    return Mean((losses * weight).sum(), (fraction * weight).sum())
+
+
+def default_splits(experiment: Experiment) -> list[str]:
+    """Return the splits of the recipe that the target has."""
+    return [split for split in experiment.plan.recipe.evaluate.splits if experiment.target.size(split)]
+
+
+def shown(metrics: Mapping[str, float]) -> str:
+    """Return metrics as one short line for people."""
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
