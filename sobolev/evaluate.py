@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 
@@ -18,11 +18,12 @@ _PROBES = 8
 """Projections of a derivative that is too large to be measured whole; equal for all variants and steps."""
 
 
-def evaluate(experiment: Experiment, split: str) -> dict[str, float]:
+def evaluate(experiment: Experiment, split: str, poll: Callable[[], None] = lambda: None) -> dict[str, float]:
     """Return metrics ``split/site/value``, ``split/site/d/dx`` and the target's own, averaged over a split.
 
     Derivatives are measured whole where ``B * m * d`` numbers fit the recipe's bound, else by fixed projections
-    whose mean square, times m, estimates the same sum. The dictionary is empty where the split is.
+    whose mean square, times m, estimates the same sum. The dictionary is empty where the split is. ``poll`` is
+    called before every batch and may raise.
     """
     recipe = experiment.plan.recipe.evaluate
     size = experiment.target.size(split)
@@ -34,6 +35,7 @@ def evaluate(experiment: Experiment, split: str) -> dict[str, float]:
     sums: dict[str, Mean] = {}
     try:
         for ids in in_order(count, recipe.batch_size):
+            poll()
             ids = experiment.context.world.shard(ids)
             if not len(ids):
                 continue

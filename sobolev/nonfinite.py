@@ -1,0 +1,59 @@
+"""What to say, and keep, when a loss is NaN or infinite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sobolev.errors import NonFiniteError
+from sobolev.vocabulary import VALUE, Jet, Points, key_name
+
+
+def report_nonfinite(
+    step: int,
+    points: Mapping[str, Points],
+    prediction: Mapping[str, Jet],
+    reference: Mapping[str, Jet],
+    student: nn.Module,
+    dump: Path | None,
+) -> NonFiniteError:
+    """Return the error that names the tensor and the samples; the batch is kept in ``dump`` (.npz)."""
+    found: list[str] = []
+    arrays: dict[str, np.ndarray] = {}
+
+    def look(name: str, tensor: Tensor, index: Tensor | None) -> None:
+        tensor = tensor.detach()
+        arrays[name.replace("/", "_")] = tensor.cpu().numpy()
+        bad = ~torch.isfinite(tensor)
+        if not bad.any():
+            return
+        if index is None:
+            found.append(name)
+            return
+        ids = index[bad.flatten(1).any(dim=1).to(index.device)].tolist()
+        shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+        found.append(f"{name} (samples {shown})")
+
+    for site, where in points.items():
+        for name, tensor in where.inputs.items():
+            look(f"input {name} of site {site}", tensor, where.index)
+        for side, jets in (("target", reference), ("student", prediction)):
+            for key in (VALUE, *jets[site].derivatives):
+                look(f"{side}'s {key_name(key)} of site {site}", jets[site][key], where.index)
+    for name, parameter in student.named_parameters():
+        bad = ~torch.isfinite(parameter.detach())
+        if bad.any():
+            found.append(f"weight {name} of the student")
+    kept = ""
+    if dump is not None:
+        np.savez(dump, **{name: array for name, array in arrays.items()})  # type: ignore[arg-type]
+        kept = f" The batch is kept in {dump}."
+    first = "; ".join(found) if found else "the loss itself (its terms overflow)"
+    return NonFiniteError(
+        f"step {step}: not finite: {first}.{kept} Lower the learning rate, clip gradients (train.clip), check the "
+        "target there, or set train.on_nonfinite: skip."
+    )

@@ -1,0 +1,405 @@
+"""The train loop: one for every family of problems."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sobolev import checkpoint
+from sobolev.build import Drawn, Experiment
+from sobolev.components import Target
+from sobolev.errors import ComponentError
+from sobolev.evaluate import default_splits, evaluate
+from sobolev.noise import stream
+from sobolev.nonfinite import report_nonfinite
+from sobolev.recipe.model import Phase
+from sobolev.recording import Recorder
+from sobolev.registry import Registry
+from sobolev.rundir import RunDirectory
+from sobolev.sampler import Sampler
+from sobolev.vocabulary import Batch, Jet
+
+Progress = Callable[[int, int, Mapping[str, float]], None]
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it continues from its last checkpoint."""
+
+
+@dataclass
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        status: ``finished`` or ``interrupted``.
+        step: steps that were taken.
+        summary: metrics of the end, and ``best/...`` where a best student is kept.
+    """
+
+    status: str
+    step: int
+    summary: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class _Best:
+    """Early stopping and the best student so far; saved with checkpoints."""
+
+    value: float = math.inf
+    step: int = 0
+    stale: int = 0
+    stop_value: float = math.inf
+
+
+class Trainer:
+    """Trains one experiment.
+
+    Args:
+        experiment: the parts.
+        registry: for optimizers and schedules.
+        directory: where checkpoints go, or None for none.
+        recorder: where numbers go.
+        progress: called after every step with (steps taken, all steps, latest numbers).
+        stop: whether a signal asked to stop.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        registry: Registry,
+        directory: RunDirectory | None = None,
+        recorder: Recorder | None = None,
+        progress: Progress = lambda *_: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.experiment = experiment
+        self.world = experiment.context.world
+        self.recipe = experiment.plan.recipe.train
+        self.seed = experiment.plan.seed
+        self.registry = registry
+        self.directory = directory
+        self.recorder = recorder or Recorder([])
+        self.progress = progress
+        self.stop = stop
+        self.parameters = experiment.trainable
+        self.phases = self.recipe.phases or [
+            Phase(steps=max(1, self.recipe.steps), optimizer=self.recipe.optimizer, schedule=self.recipe.schedule)
+        ]
+        self.steps = sum(phase.steps for phase in self.phases) if self.recipe.steps or self.recipe.phases else 0
+        self.log_every = self.recipe.log_every or max(1, self.steps // 200)
+        self.best = _Best()
+        self.best_student: dict[str, Tensor] = {}
+        self.latest: dict[str, float] = {}
+        self.averaged = (
+            AveragedModel(experiment.module, multi_avg_fn=get_ema_multi_avg_fn(self.recipe.ema))
+            if self.recipe.ema and self.parameters
+            else None
+        )
+        self._learns = type(experiment.target).advance is not Target.advance
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        coupled = self._learns or "prediction" in self.experiment.target.needs
+        closures = any(phase.optimizer["use"] == "lbfgs" for phase in self.phases)
+        if coupled and (self.recipe.accumulate > 1 or closures):
+            what = "train.accumulate above 1" if self.recipe.accumulate > 1 else "the optimizer lbfgs"
+            raise ComponentError(
+                f"{what}: the target {self.experiment.plan.recipe.target['use']!r} answers or learns from each "
+                "prediction, which must then be made once per step; use a larger batch, or another optimizer"
+            )
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    def run(self, loaded: checkpoint.Loaded | None = None) -> Outcome:
+        """Train from the start, or from a checkpoint, to the end or to a signal."""
+        with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(1) as self._ahead:
+            step = loaded.step if loaded else 0
+            start = 0
+            state = loaded.state if loaded else None
+            if state is not None:
+                self._restore_common(loaded)
+            try:
+                for phase in self.phases:
+                    if step < start + phase.steps and step < self.steps:
+                        self._begin(phase, start)
+                        if state is not None:
+                            self._restore_phase(state)
+                            state = None
+                        step = self._phase(step, min(start + phase.steps, self.steps))
+                        if self.recipe.stop and self.best.stale >= self.recipe.stop.patience:
+                            break
+                    start += phase.steps
+                return Outcome("finished", step, self._finish(step))
+            except Interrupted:
+                return Outcome("interrupted", self._step)
+
+    def _phase(self, step: int, end: int) -> int:
+        """Take the steps from ``step`` to ``end``; returns how many have been taken."""
+        self._saved_at = time.monotonic()
+        self._step = step
+        batches = self._batches(step, end)
+        for step in range(step, end):
+            self._poll()
+            values = self._update(next(batches), step)
+            self._step = taken = step + 1
+            if taken % self.log_every == 0 or taken == self.steps:
+                self.latest = {f"train/{name}": v for name, v in values().items()} | {"lr": self._rate()}
+                self.recorder.log(taken, self.latest)
+            if self.recipe_due(taken):
+                self._evaluate(taken)
+            self.progress(taken, self.steps, self.latest)
+            if self._save_due(taken):
+                self._save(taken)
+            if self.recipe.stop and self.best.stale >= self.recipe.stop.patience:
+                break
+        return self._step
+
+    def recipe_due(self, taken: int) -> bool:
+        """Whether the recipe wants an evaluation after this step; the last one is part of finishing."""
+        every = self.experiment.plan.recipe.evaluate.every
+        return every is not None and taken % every == 0 and taken < self.steps
+
+    def _poll(self) -> None:
+        if self.world.any(self.stop()):
+            if self._step and self.directory:
+                self._save(self._step)
+            raise Interrupted
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def _update(self, batches: list[Batch], step: int) -> Callable[[], dict[str, float]]:
+        """Take one optimizer step; returns a function that gives its numbers, called where they are recorded."""
+        # Dropout and the like: a function of (seed, step, rank), so that a resumed run draws the same.
+        torch.manual_seed(stream(self.seed, "step", step, self.world.rank))
+        experiment = self.experiment
+        drawn = [experiment.draw(batch, step, training=True) for batch in batches]
+        counts = self._joint_counts(drawn) if len(drawn) > 1 else None
+        seen: list[tuple[Mapping[str, Jet], Mapping[str, Jet]]] = []
+        values: dict[str, float] = {}
+
+        def closure() -> float:
+            for parameter in self.parameters:
+                parameter.grad = None
+            first = not seen
+            values.clear()
+            for part in drawn:
+                prediction = experiment.predict(part)
+                reference = part.reference or experiment.reference(part.points, part.probes, prediction)
+                if first:
+                    seen.append((reference, experiment.seen(part, prediction) if self._learns else prediction))
+                terms = [
+                    term
+                    for site, where in part.points.items()
+                    for term in experiment.objective.terms(
+                        site, where, part.probes[site], prediction[site], reference[site]
+                    )
+                ]
+                if counts:
+                    terms = [replace(term, count=counts[term.name]) for term in terms]
+                loss, recorded = self.world.total(terms)
+                if first and not math.isfinite(recorded["loss"]):
+                    self._nonfinite(step, part, prediction, reference)
+                if loss.requires_grad:
+                    loss.backward()  # type: ignore[no-untyped-call]
+                for name, value in recorded.items():
+                    values[name] = values.get(name, 0.0) + value
+            self.world.sum_gradients(self.parameters)
+            if self.recipe.clip:
+                torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+            return values["loss"]
+
+        try:
+            if self.parameters:
+                self.optimizer.step(closure)  # type: ignore[arg-type]
+                if self.schedule:
+                    self.schedule.step()
+            else:
+                closure()
+        except _Skip:
+            self.recorder.warn(f"step {step}: the loss is not finite; the update was skipped")
+            return lambda: values
+        if self.averaged:
+            self.averaged.update_parameters(experiment.module)
+        reference, prediction = seen[0]
+        learned = (
+            experiment.target.advance(drawn[0].points, reference, prediction, experiment) if self._learns else {}
+        )
+
+        def numbers() -> dict[str, float]:
+            detached = {site: jet.detach() for site, jet in prediction.items()}
+            means = {**experiment.target.metrics(drawn[0].points, reference, detached), **learned}
+            return {**values, **self.world.means(means), **experiment.estimator.metrics()}
+
+        return numbers
+
+    def _joint_counts(self, drawn: list[Drawn]) -> dict[str, Tensor]:
+        """Return each term's count over all micro-batches; counts depend on the reference alone."""
+        counts: dict[str, Tensor] = {}
+        for part in drawn:
+            assert part.reference is not None
+            for site, where in part.points.items():
+                jet = part.reference[site]
+                for term in self.experiment.objective.terms(site, where, part.probes[site], jet, jet):
+                    counts[term.name] = counts.get(term.name, torch.zeros_like(term.count)) + term.count
+        return counts
+
+    def _nonfinite(
+        self, step: int, drawn: Drawn, prediction: Mapping[str, Jet], reference: Mapping[str, Jet]
+    ) -> None:
+        if self.recipe.on_nonfinite == "skip":
+            raise _Skip
+        dump = self.directory.path / f"nonfinite-step-{step}.npz" if self.directory else None
+        raise report_nonfinite(step, drawn.points, prediction, reference, self.experiment.module, dump)
+
+    def _batches(self, start: int, end: int) -> Iterator[list[Batch]]:
+        """Yield this rank's micro-batches of every step; data are read one step ahead in another thread."""
+        target, size = self.experiment.target, self.experiment.target.size("train")
+        if size < 1:
+            raise ComponentError(f"target {self.experiment.plan.recipe.target['use']!r} has no training samples")
+        micro = self.recipe.accumulate
+        sampler = Sampler(size, self._batch_size, self.seed)
+
+        def read(step: int) -> list[Batch]:
+            parts = [sampler.ids(step * micro + i) for i in range(micro)]
+            local = [self.world.shard(ids) for ids in parts]
+            return [Batch("train", ids, target.load("train", ids)) for ids in local]
+
+        if type(target).load is Target.load:
+            for step in range(start, end):
+                yield read(step)
+            return
+        future: Future[list[Batch]] = self._ahead.submit(read, start)
+        for step in range(start, end):
+            batches = future.result()
+            if step + 1 < end:
+                future = self._ahead.submit(read, step + 1)
+            yield batches
+
+    # -- evaluation and the end ------------------------------------------------------------------------------------
+
+    def _evaluate(self, step: int) -> dict[str, float]:
+        with self._evaluated_weights():
+            metrics = {}
+            for split in default_splits(self.experiment):
+                metrics |= evaluate(self.experiment, split, self._poll)
+            self.latest = {**self.latest, **metrics}
+            self.recorder.log(step, metrics)
+            self._judge(step, metrics)
+        return metrics
+
+    def _judge(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Keep the best student; count evaluations without improvement."""
+        best = self.experiment.plan.recipe.evaluate.best
+        if best is not None and _metric(metrics, best) < self.best.value:
+            self.best.value, self.best.step = metrics[best], step
+            self.best_student = {k: v.detach().clone() for k, v in self.experiment.module.state_dict().items()}
+        rule = self.recipe.stop
+        if rule is not None:
+            value = _metric(metrics, rule.metric)
+            improved = value < self.best.stop_value * (1 - rule.min_improvement)
+            self.best.stale = 0 if improved else self.best.stale + 1
+            self.best.stop_value = min(value, self.best.stop_value)
+
+    @contextmanager
+    def _evaluated_weights(self) -> Iterator[None]:
+        """Put averaged weights into the student while it is looked at."""
+        if not self.averaged:
+            yield
+            return
+        module = self.experiment.module
+        own = {k: v.clone() for k, v in module.state_dict().items()}
+        module.load_state_dict(self.averaged.module.state_dict())
+        try:
+            yield
+        finally:
+            module.load_state_dict(own)
+
+    def _finish(self, step: int) -> dict[str, float]:
+        """Evaluate the student that is kept, and take the target's final scores."""
+        self._step = step
+        summary = {**self.latest, **self._evaluate(step)}
+        if self.averaged:
+            self.experiment.module.load_state_dict(self.averaged.module.state_dict())
+        if self.best_student and self.best.step != step:
+            self.experiment.module.load_state_dict(self.best_student)
+            summary |= {f"last/{name}": value for name, value in summary.items() if not name.startswith("train/")}
+            for split in default_splits(self.experiment):
+                summary |= evaluate(self.experiment, split, self._poll)
+        if self.best_student:
+            summary["best/step"] = float(self.best.step)
+        modes = self.experiment.module.training
+        self.experiment.module.eval()
+        summary |= self.experiment.target.finish(self.experiment)
+        self.experiment.module.train(modes)
+        return {**summary, **self.experiment.estimator.metrics()}
+
+    # -- checkpoints -----------------------------------------------------------------------------------------------
+
+    def _begin(self, phase: Phase, start: int) -> None:
+        if self.parameters:
+            self.optimizer = self.registry.build("optimizer", phase.optimizer)(self.parameters)
+            make = self.registry.build("schedule", phase.schedule) if phase.schedule else None
+            self.schedule = make(self.optimizer, phase.steps) if make else None
+        self._batch_size = phase.batch_size or self.recipe.batch_size
+
+    def _rate(self) -> float:
+        return float(self.optimizer.param_groups[0]["lr"]) if self.parameters else 0.0
+
+    def _save_due(self, taken: int) -> bool:
+        if self.directory is None or taken == self.steps:
+            return False
+        rule = self.recipe.checkpoint
+        if rule.every is not None and taken % rule.every == 0:
+            return True
+        return self.world.any(self.world.first and time.monotonic() - self._saved_at > rule.seconds)
+
+    def _save(self, step: int) -> None:
+        target = self.experiment.target.state_dict()  # on every rank: it may gather
+        if self.world.first and self.directory:
+            state: dict[str, Any] = {
+                "target": target,
+                "best": vars(self.best),
+                "best_student": self.best_student,
+                "averaged": self.averaged.state_dict() if self.averaged else {},
+                "optimizer": self.optimizer.state_dict() if self.parameters else {},
+                "schedule": self.schedule.state_dict() if self.parameters and self.schedule else {},
+                "engines": {name: m.describe() for name, m in self.experiment.measurers.items()},
+            }
+            student = self.experiment.module.state_dict()
+            checkpoint.save(self.directory.checkpoints, step, student, state, self.recipe.checkpoint.keep)
+        self._saved_at = time.monotonic()
+
+    def _restore_common(self, loaded: checkpoint.Loaded) -> None:
+        self.experiment.module.load_state_dict(loaded.student)
+        self.experiment.target.load_state_dict(loaded.state["target"])
+        self.best = _Best(**loaded.state["best"])
+        self.best_student = loaded.state["best_student"]
+        if self.averaged:
+            self.averaged.load_state_dict(loaded.state["averaged"])
+        self._step = loaded.step
+
+    def _restore_phase(self, state: Mapping[str, Any]) -> None:
+        """Restore optimizer and schedule; empty where the checkpoint stands at the end of the phase before."""
+        if self.parameters and state["optimizer"]:
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.schedule:
+                self.schedule.load_state_dict(state["schedule"])
+
+
+class _Skip(Exception):
+    """The update of this step is skipped."""
+
+
+def _metric(metrics: Mapping[str, float], name: str) -> float:
+    if name not in metrics:
+        raise ComponentError(f"there is no metric {name!r}; an evaluation gives {', '.join(metrics) or 'none'}")
+    return metrics[name]
