@@ -51,9 +51,7 @@ def _derivative(value: Tensor, by: tuple[Tensor, ...], contraction: Contraction,
     rows = list(value.unbind(dim=1))
     if k is None:
         return torch.stack([_row(row, by, contraction, 0, None, create_graph) for row in rows], dim=1)
-    per_probe = [
-        torch.stack([_row(row, by, contraction, 0, j, create_graph) for row in rows], dim=1) for j in range(k)
-    ]
+    per_probe = [torch.stack([_row(row, by, contraction, 0, j, create_graph) for row in rows], dim=1) for j in range(k)]
     return torch.stack(per_probe, dim=1)
 
 
