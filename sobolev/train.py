@@ -104,6 +104,9 @@ class Trainer:
             if self.recipe.ema and self.parameters
             else None
         )
+        self.optimizer: Any = None
+        self.schedule: Any = None
+        self._step = 0
         self._learns = type(experiment.target).advance is not Target.advance
         self._check_combination()
 
@@ -122,10 +125,10 @@ class Trainer:
     def run(self, loaded: checkpoint.Loaded | None = None) -> Outcome:
         """Train from the start, or from a checkpoint, to the end or to a signal."""
         with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(1) as self._ahead:
-            step = loaded.step if loaded else 0
-            start = 0
-            state = loaded.state if loaded else None
-            if state is not None:
+            step = start = 0
+            state: Mapping[str, Any] | None = None
+            if loaded is not None:
+                step, state = loaded.step, loaded.state
                 self._restore_common(loaded)
             try:
                 for phase in self.phases:
@@ -154,7 +157,7 @@ class Trainer:
             if taken % self.log_every == 0 or taken == self.steps:
                 self.latest = {f"train/{name}": v for name, v in values().items()} | {"lr": self._rate()}
                 self.recorder.log(taken, self.latest)
-            if self.recipe_due(taken):
+            if self._evaluation_due(taken):
                 self._evaluate(taken)
             self.progress(taken, self.steps, self.latest)
             if self._save_due(taken):
@@ -163,8 +166,8 @@ class Trainer:
                 break
         return self._step
 
-    def recipe_due(self, taken: int) -> bool:
-        """Whether the recipe wants an evaluation after this step; the last one is part of finishing."""
+    def _evaluation_due(self, taken: int) -> bool:
+        # The evaluation after the last step is part of finishing.
         every = self.experiment.plan.recipe.evaluate.every
         return every is not None and taken % every == 0 and taken < self.steps
 
@@ -219,7 +222,7 @@ class Trainer:
 
         try:
             if self.parameters:
-                self.optimizer.step(closure)  # type: ignore[arg-type]
+                self.optimizer.step(closure)
                 if self.schedule:
                     self.schedule.step()
             else:
@@ -352,7 +355,7 @@ class Trainer:
         self._batch_size = phase.batch_size or self.recipe.batch_size
 
     def _rate(self) -> float:
-        return float(self.optimizer.param_groups[0]["lr"]) if self.parameters else 0.0
+        return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
 
     def _save_due(self, taken: int) -> bool:
         if self.directory is None or taken == self.steps:
@@ -370,8 +373,8 @@ class Trainer:
                 "best": vars(self.best),
                 "best_student": self.best_student,
                 "averaged": self.averaged.state_dict() if self.averaged else {},
-                "optimizer": self.optimizer.state_dict() if self.parameters else {},
-                "schedule": self.schedule.state_dict() if self.parameters and self.schedule else {},
+                "optimizer": self.optimizer.state_dict() if self.optimizer else {},
+                "schedule": self.schedule.state_dict() if self.schedule else {},
                 "engines": {name: m.describe() for name, m in self.experiment.measurers.items()},
             }
             student = self.experiment.module.state_dict()

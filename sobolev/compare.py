@@ -1,0 +1,128 @@
+"""Comparison of run directories: one row per variant, mean and spread over seeds. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Table
+
+from sobolev.components import RunRecord
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of one variant over its seeds."""
+
+    mean: float
+    spread: float
+    count: int
+
+    @property
+    def text(self) -> str:
+        """``mean ± standard deviation``."""
+        return f"{self.mean:.3g}" if self.count < 2 else f"{self.mean:.3g} ± {self.spread:.2g}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Metrics of variants.
+
+    Attributes:
+        metrics: names, most telling first.
+        cells: variant -> metric -> cell.
+        seeds: variant -> number of finished runs.
+    """
+
+    metrics: list[str]
+    cells: dict[str, dict[str, Cell]]
+    seeds: dict[str, int]
+
+    def ratio(self, variant: str, metric: str) -> float | None:
+        """Return (mean of the first variant) / (mean of this one), or None where it says nothing."""
+        first, this = self.cells[next(iter(self.cells))].get(metric), self.cells[variant].get(metric)
+        if first is None or this is None or this.mean == 0 or not math.isfinite(first.mean / this.mean):
+            return None
+        return first.mean / this.mean
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data."""
+        return {
+            variant: {
+                name: {"mean": c.mean, "std": c.spread, "seeds": c.count, "ratio": self.ratio(variant, name)}
+                for name, c in cells.items()
+            }
+            for variant, cells in self.cells.items()
+        }
+
+
+def compare(runs: Sequence[RunRecord], metrics: Sequence[str] = ()) -> Comparison:
+    """Compare finished runs.
+
+    Args:
+        runs: run directories, read.
+        metrics: which; by default everything measured on the held-out split that is there, and final scores.
+    """
+    finished = [run for run in runs if run.status == "finished"]
+    names = list(metrics) or _telling(finished)
+    recipes = {run.config["name"] for run in finished}
+    groups: dict[str, list[RunRecord]] = {}
+    for run in finished:
+        label = run.variant if len(recipes) == 1 else f"{run.config['name']}/{run.variant}"
+        groups.setdefault(label, []).append(run)
+    cells: dict[str, dict[str, Cell]] = {}
+    for variant, members in groups.items():
+        cells[variant] = {}
+        for name in names:
+            values = [run.summary[name] for run in members if name in run.summary]
+            if values:
+                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                cells[variant][name] = Cell(statistics.fmean(values), spread, len(values))
+    return Comparison(names, cells, {variant: len(members) for variant, members in groups.items()})
+
+
+def _telling(runs: Sequence[RunRecord]) -> list[str]:
+    """Return held-out metrics: of ``test`` where there is one, else ``validation``; then final scores."""
+    names = list(dict.fromkeys(name for run in runs for name in run.summary))
+    for split in ("test", "validation", "train"):
+        found = [name for name in names if name.startswith(f"{split}/")]
+        if found:
+            break
+    prefixes = ("train/", "validation/", "test/", "last/", "best/")
+    scores = [name for name in names if not name.startswith(prefixes) and name != "lr"]
+    return found + scores
+
+
+def table(comparison: Comparison, title: str) -> Table:
+    """Return the comparison for a terminal."""
+    made = Table(title=title, title_justify="left")
+    made.add_column("variant")
+    made.add_column("seeds", justify="right")
+    several = len(comparison.cells) > 1
+    for name in comparison.metrics:
+        made.add_column(name, justify="right")
+        if several:
+            made.add_column("ratio", justify="right", style="bold")
+    for variant, cells in comparison.cells.items():
+        row = [variant, str(comparison.seeds[variant])]
+        for name in comparison.metrics:
+            cell = cells.get(name)
+            row.append(cell.text if cell else "not applicable")
+            if several:
+                ratio = comparison.ratio(variant, name)
+                row.append("" if ratio is None else f"{ratio:.3g}x")
+        made.add_row(*row)
+    return made
+
+
+def markdown(comparison: Comparison) -> str:
+    """Return the comparison as a Markdown table."""
+    head = ["variant", "seeds", *comparison.metrics]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    for variant, cells in comparison.cells.items():
+        texts = [cells[n].text if n in cells else "not applicable" for n in comparison.metrics]
+        lines.append("| " + " | ".join([variant, str(comparison.seeds[variant]), *texts]) + " |")
+    return "\n".join(lines)
