@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sobolev import checkpoint
 from sobolev.build import Experiment, build
 from sobolev.components import Report, RunInfo, Tracker
-from sobolev.differentiate.preflight import preflight
+from sobolev.preflight import preflight
 from sobolev.distributed import World
 from sobolev.errors import SobolevError
 from sobolev.host import Host

@@ -1,0 +1,86 @@
+"""``sobolev compare`` and ``predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option("--metric", "metrics", multiple=True, help="Only these metrics.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def compare(runs: tuple[Path, ...], metrics: tuple[str, ...], as_json: bool) -> None:
+    """Compare RUNS: run directories, or folders that hold some.
+
+    Rows are variants, with mean and standard deviation over seeds; a ratio says how many times smaller a number is
+    than the first variant's.
+    """
+    from sobolev.compare import compare as make
+    from sobolev.compare import table
+    from sobolev.errors import RecipeError
+    from sobolev.registry import did_you_mean
+    from sobolev.rundir import find_runs, jsonable
+
+    records = [record for path in runs for record in find_runs(path)]
+    if not records:
+        raise RecipeError(f"no run directories at or below {', '.join(map(str, runs))}")
+    known = {name for record in records for name in record.summary}
+    for metric in metrics:
+        if metric not in known:
+            raise RecipeError(f"--metric {metric}: {did_you_mean(metric, known)}")
+    comparison = make(records, metrics)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(jsonable(comparison.to_json()), indent=1))
+        return
+    from rich.console import Console
+
+    console = Console()
+    for record in records:
+        if record.status != "finished":
+            console.print(f"{record.directory}: {record.status}, left out", style="yellow")
+    console.print(table(comparison, ", ".join(map(str, runs))))
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--output", "-o", type=click.Path(path_type=Path), help="CSV file to write instead of the terminal.")
+@click.option("--site", help="Which site, where the run has several.")
+def predict(run: Path, data: Path, output: Path | None, site: str | None) -> None:
+    """Values and partials of the student of RUN for the inputs in DATA, a CSV file with one column per input."""
+    import csv
+    import sys
+
+    import torch
+
+    from sobolev.loading import load
+    from sobolev.tables import read_numbers
+
+    student = load(run)
+    experiment = student.experiment
+    site = site or next(iter(experiment.sites))
+    axes = experiment.target.axes(site)
+    (name,) = experiment.sites[site].differentiate or tuple(experiment.sites[site].inputs)
+    shape = experiment.sites[site].inputs[name]
+    columns = list(axes.inputs) if axes else [f"{name}{i}" for i in range(torch.Size(shape).numel())]
+    rows = read_numbers(data, columns)
+    jet = student({name: torch.tensor(rows).reshape(-1, *shape)}, site)
+    outputs = list(axes.outputs) if axes else [f"value{i}" for i in range(jet.value.shape[1])]
+    head = [*columns, *outputs]
+    parts = [torch.tensor(rows), jet.value.double()]
+    for key, derivative in jet.derivatives.items():
+        if key == (name,):
+            parts.append(derivative.double().flatten(1))
+            head += [f"d{o}/d{c}" for o in outputs for c in columns]
+    table = torch.cat(parts, dim=1).tolist()
+    stream = output.open("w", newline="") if output else sys.stdout
+    writer = csv.writer(stream)
+    writer.writerow(head)
+    writer.writerows([f"{number:.9g}" for number in row] for row in table)
+    if output:
+        stream.close()
+        click.echo(f"{len(rows)} rows written to {output}")
