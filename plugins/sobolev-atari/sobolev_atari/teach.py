@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,12 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sobolev.errors import SobolevError
+from sobolev_atari.cards import make_card
 from sobolev_atari.environments import Environment, evaluate, find_environment
 from sobolev_atari.networks import Policy
 from sobolev_atari.sb3 import FastPolicy, GamesForTraining
 from sobolev_atari.settings import TeachSettings
+from sobolev_atari.teachers import write_teacher
 
 CHECKPOINT = "checkpoint.pt"
 LOG = "training.jsonl"
@@ -59,6 +62,32 @@ def teach(settings: TeachSettings, directory: Path, *, console: Console | None =
     finally:
         games.close()
     return policy_of(learner.policy)
+
+
+def teach_and_write(
+    settings: TeachSettings,
+    directory: Path,
+    path: Path,
+    *,
+    command: str = "",
+    half: bool = False,
+    episodes: int = 30,
+    say: Callable[[str], None] = print,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Train in `directory`, score the result over `episodes` whole games, write weights and card to `path`.
+
+    The policy that is scored is the one that is written: rounded to half precision where `half` asks for it.
+    """
+    environment = find_environment(settings.environment)
+    policy = teach(settings, directory, console=console)
+    if half:
+        policy = policy.half().float()
+    score = evaluate(policy, environment, episodes=episodes, sticky=settings.sticky, seed=30_000)
+    card = make_card(settings, environment, score, directory, command=command, half=half)
+    write_teacher(policy, path, card, half=half)
+    say(f"{environment.name}: return {score.mean:.1f} +- {score.spread:.1f} over {episodes} episodes; written to {path}")
+    return card
 
 
 def policy_of(policy: Any) -> Policy:
