@@ -95,7 +95,7 @@ class Experiment(Learner):
         prediction = {}
         for site, where in drawn.points.items():
             probe = drawn.probes[site]
-            extra = ()
+            extra: tuple[Key, ...] = ()
             if "gradient" in self.target.needs:
                 extra = tuple(key for key in self.wanted(site) if key not in probe.contractions)
             if extra:

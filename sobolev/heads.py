@@ -28,6 +28,7 @@ class Head:
     linear: bool = False
 
     def __call__(self, z: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the value ``(B, m)``."""
         return self.function(z, inputs)
 
 

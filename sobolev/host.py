@@ -116,8 +116,9 @@ def _check_hooks(module: Any, label: str) -> None:
     for name, member in inspect.getmembers(module):
         marked = getattr(member, "sobolev_impl", None) is not None
         if name not in known and (marked or (name.startswith("register_") and inspect.isfunction(member))):
-            raise PluginError(f"plugin {label} implements the hook {name!r}, which does not exist; "
-                              f"{did_you_mean(name, known)}")
+            raise PluginError(
+                f"plugin {label} implements the hook {name!r}, which does not exist; {did_you_mean(name, known)}"
+            )
 
 
 def _register_all(host: Host, manager: pluggy.PluginManager, trace: Callable[[str], None] | None) -> None:
@@ -125,8 +126,9 @@ def _register_all(host: Host, manager: pluggy.PluginManager, trace: Callable[[st
         for implementation in getattr(manager.hook, f"register_{kind}").get_hookimpls():
             plugin = implementation.plugin_name
 
-            def register(name: str, source: Callable[..., Any] | str, summary: str = "", *, _k: str = kind,
-                         _p: str = plugin) -> None:
+            def register(
+                name: str, source: Callable[..., Any] | str, summary: str = "", *, _k: str = kind, _p: str = plugin
+            ) -> None:
                 host.registry.register(_k, name, source, _p, summary)
                 if trace:
                     trace(f"{_p}: register_{_k} -> {name}")

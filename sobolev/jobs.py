@@ -73,7 +73,7 @@ def _in_process(
                         host,
                         world,
                         settings,
-                        _limited(lambda *a, i=index: display.progress(i, *a)),  # type: ignore[misc]
+                        _limited(lambda *a, i=index: display.progress(i, *a)),
                         lambda: flag.requested,
                         display.say,
                     )
@@ -94,7 +94,9 @@ def _leave(signum: int | None, results: list[Result], planned: int) -> None:
         results += [Result("interrupted", f"signal {signum}")] * (planned - len(results))
 
 
-def _limited(report: Callable[[int, int, Mapping[str, float]], None]) -> Callable[[int, int, Mapping[str, float]], None]:
+def _limited(
+    report: Callable[[int, int, Mapping[str, float]], None],
+) -> Callable[[int, int, Mapping[str, float]], None]:
     """Return a progress function that passes on a few calls a second, and the last one."""
     last = 0.0
 

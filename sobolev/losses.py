@@ -26,7 +26,8 @@ def per_sample(
 
     Args:
         loss: one of the names above.
-        prediction, reference: ``(B, ...)``; ``(B, k, ...)`` where ``probes`` is k.
+        prediction: ``(B, ...)``; ``(B, k, ...)`` where ``probes`` is k.
+        reference: of the same shape.
         known: mask of the same shape; missing entries are held as 0 in the reference.
         probes: k; the losses of a sample's probes are averaged.
         reduce: ``sum`` or ``mean`` over components (of the component-wise losses).

@@ -30,9 +30,7 @@ class MetricsFile(Tracker):
         seconds = round(self._before + time.monotonic() - self._started, 3)
         self._stream.write(json.dumps({"step": step, **jsonable(metrics), "seconds": seconds}) + "\n")
 
-    def finish(
-        self, status: str, summary: Mapping[str, float], figures: Sequence[Path], student: Path | None
-    ) -> None:
+    def finish(self, status: str, summary: Mapping[str, float], figures: Sequence[Path], student: Path | None) -> None:
         """Close the file."""
         self._stream.close()
 
@@ -57,16 +55,13 @@ class Recorder:
         """Record numbers of a step."""
         self._each(lambda tracker: tracker.log(step, metrics))
 
-    def finish(
-        self, status: str, summary: Mapping[str, float], figures: Sequence[Path], student: Path | None
-    ) -> None:
+    def finish(self, status: str, summary: Mapping[str, float], figures: Sequence[Path], student: Path | None) -> None:
         """End a run."""
         self._each(lambda tracker: tracker.finish(status, summary, figures, student))
 
     def compare(self, recipe: str, table: str, figures: Sequence[Path], directory: Path) -> None:
         """Record the comparison of a recipe's runs."""
         self._each(lambda tracker: tracker.compare(recipe, table, figures, directory))
-
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.trackers):

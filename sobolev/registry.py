@@ -172,9 +172,7 @@ class Registry:
     entries: dict[str, dict[str, Entry]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     broken: dict[str, str] = field(default_factory=dict)
 
-    def register(
-        self, kind: str, name: str, source: Callable[..., Any] | str, plugin: str, summary: str = ""
-    ) -> None:
+    def register(self, kind: str, name: str, source: Callable[..., Any] | str, plugin: str, summary: str = "") -> None:
         """Add a component.
 
         Raises:
@@ -239,7 +237,7 @@ class Registry:
 
     def build(self, kind: str, spec: Mapping[str, Any] | str) -> Any:
         """Make a component from a checked specification."""
-        spec = normalize(spec)
+        spec = {"use": spec} if isinstance(spec, str) else spec
         entry = self.get(kind, spec["use"])
         options = {key: value for key, value in spec.items() if key != "use"}
         validated = entry.options(**options)

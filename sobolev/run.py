@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from sobolev import checkpoint
 from sobolev.build import Experiment, build
 from sobolev.components import Report, RunInfo, Tracker
-from sobolev.preflight import preflight
 from sobolev.distributed import World
 from sobolev.errors import SobolevError
 from sobolev.host import Host
+from sobolev.preflight import preflight
 from sobolev.recipe.plan import RunPlan
 from sobolev.recording import MetricsFile, Recorder
 from sobolev.records import record

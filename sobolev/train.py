@@ -150,10 +150,10 @@ class Trainer:
         self._saved_at = time.monotonic()
         self._step = step
         batches = self._batches(step, end)
-        for step in range(step, end):
+        for current in range(step, end):
             self._poll()
-            values = self._update(next(batches), step)
-            self._step = taken = step + 1
+            values = self._update(next(batches), current)
+            self._step = taken = current + 1
             if taken % self.log_every == 0 or taken == self.steps:
                 self.latest = {f"train/{name}": v for name, v in values().items()} | {"lr": self._rate()}
                 self.recorder.log(taken, self.latest)
@@ -212,7 +212,7 @@ class Trainer:
                 if first and not math.isfinite(recorded["loss"]):
                     self._nonfinite(step, part, prediction, reference)
                 if loss.requires_grad:
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.backward()
                 for name, value in recorded.items():
                     values[name] = values.get(name, 0.0) + value
             self.world.sum_gradients(self.parameters)
@@ -233,9 +233,7 @@ class Trainer:
         if self.averaged:
             self.averaged.update_parameters(experiment.module)
         reference, prediction = seen[0]
-        learned = (
-            experiment.target.advance(drawn[0].points, reference, prediction, experiment) if self._learns else {}
-        )
+        learned = experiment.target.advance(drawn[0].points, reference, prediction, experiment) if self._learns else {}
 
         def numbers() -> dict[str, float]:
             detached = {site: jet.detach() for site, jet in prediction.items()}
@@ -255,9 +253,7 @@ class Trainer:
                     counts[term.name] = counts.get(term.name, torch.zeros_like(term.count)) + term.count
         return counts
 
-    def _nonfinite(
-        self, step: int, drawn: Drawn, prediction: Mapping[str, Jet], reference: Mapping[str, Jet]
-    ) -> None:
+    def _nonfinite(self, step: int, drawn: Drawn, prediction: Mapping[str, Jet], reference: Mapping[str, Jet]) -> None:
         if self.recipe.on_nonfinite == "skip":
             raise _Skip
         dump = self.directory.path / f"nonfinite-step-{step}.npz" if self.directory else None
@@ -291,7 +287,7 @@ class Trainer:
 
     def _evaluate(self, step: int) -> dict[str, float]:
         with self._evaluated_weights():
-            metrics = {}
+            metrics: dict[str, float] = {}
             for split in default_splits(self.experiment):
                 metrics |= evaluate(self.experiment, split, self._poll)
             self.latest = {**self.latest, **metrics}
@@ -363,7 +359,7 @@ class Trainer:
         rule = self.recipe.checkpoint
         if rule.every is not None and taken % rule.every == 0:
             return True
-        return self.world.any(self.world.first and time.monotonic() - self._saved_at > rule.seconds)
+        return bool(self.world.any(self.world.first and time.monotonic() - self._saved_at > rule.seconds))
 
     def _save(self, step: int) -> None:
         target = self.experiment.target.state_dict()  # on every rank: it may gather

@@ -34,7 +34,7 @@ class Site:
     Attributes:
         inputs: shape of one sample of every input, by name.
         outputs: size of the student's output ``z``, before the head.
-        differentiate: the inputs by which target and student are differentiated; empty where the target has values only.
+        differentiate: the inputs by which target and student are differentiated; empty where there are values only.
         ranges: where it is known, the interval ``(low, high)`` of an input, scalars or one per component.
     """
 

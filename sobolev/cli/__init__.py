@@ -35,7 +35,9 @@ class _Lazy(click.Group):
         entry = _plugin_commands(ctx).get(cmd_name)
         return None if entry is None else entry.factory
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         from sobolev.registry import did_you_mean
 
         name = click.utils.make_str(args[0]) if args else ""
@@ -53,7 +55,8 @@ class _Lazy(click.Group):
 
 
 def _plugin_commands(ctx: click.Context) -> dict[str, Any]:
-    return host_of(ctx).registry.entries["command"]
+    commands: dict[str, Any] = host_of(ctx).registry.entries["command"]
+    return commands
 
 
 def host_of(ctx: click.Context) -> Any:
@@ -78,7 +81,7 @@ def host_of(ctx: click.Context) -> Any:
 @click.option("--trace-hooks", is_flag=True, is_eager=True, help="Print every hook call and what it registers.")
 @click.version_option(package_name="sobolev", prog_name="sobolev")
 def cli(plugins_dir: Path | None, trace_hooks: bool) -> None:
-    """Train networks to match a target's values and its derivatives.
+    r"""Train networks to match a target's values and its derivatives.
 
     \b
       sobolev run recipes/quickstart.yaml     train, compare, draw

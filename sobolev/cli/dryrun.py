@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from sobolev.rundir import RunDirectory
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sobolev.distributed import World
     from sobolev.host import Host
     from sobolev.recipe.plan import RunPlan
 
@@ -45,7 +47,7 @@ def dry_run(plans: list[RunPlan], host: Host, device: str, root: Path, console: 
     console.print(made)
 
 
-def _rehearse(plan: RunPlan, host: Host, world: object) -> tuple[str, float, int]:
+def _rehearse(plan: RunPlan, host: Host, world: World) -> tuple[str, float, int]:
     """Return what the gradient check said, seconds per step and the number of steps."""
     import copy
     import tempfile
@@ -56,7 +58,7 @@ def _rehearse(plan: RunPlan, host: Host, world: object) -> tuple[str, float, int
 
     short = copy.deepcopy(plan.recipe)
     with tempfile.TemporaryDirectory() as folder:
-        experiment = build(plan, host.registry, world, cache=Path(folder), say=lambda _: None, smoke=True)  # type: ignore[arg-type]
+        experiment = build(plan, host.registry, world, cache=Path(folder), say=lambda _: None, smoke=True)
         try:
             agreement = preflight(experiment)
             steps = Trainer(experiment, host.registry).steps
@@ -69,7 +71,7 @@ def _rehearse(plan: RunPlan, host: Host, world: object) -> tuple[str, float, int
             trainer.run()
         finally:
             experiment.target.close()
-    pairs = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+    pairs = sorted(b - a for a, b in itertools.pairwise(times))
     checked = "no parameters" if agreement is None else f"agrees ({min(agreement.errors, default=0.0):.0e})"
     return checked, pairs[len(pairs) // 2] if pairs else 0.0, steps
 

@@ -79,9 +79,7 @@ def show(ctx: click.Context, name: str, kind: str | None) -> None:
     from sobolev.registry import default_of, did_you_mean
 
     registry = host_of(ctx).registry
-    found = [
-        entries[name] for k, entries in registry.entries.items() if name in entries and kind in (None, k)
-    ]
+    found = [entries[name] for k, entries in registry.entries.items() if name in entries and kind in (None, k)]
     if not found:
         names = [n for k, entries in registry.entries.items() if kind in (None, k) for n in entries]
         raise click.UsageError(f"there is no component {name!r}; {did_you_mean(name, names)}")

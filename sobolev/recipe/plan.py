@@ -48,9 +48,7 @@ class RunPlan:
         return data | {"variant": self.variant, "seed": self.seed}
 
 
-def load_plans(
-    file: File, registry: Registry, overrides: Sequence[str] = (), smoke: bool = False
-) -> list[RunPlan]:
+def load_plans(file: File, registry: Registry, overrides: Sequence[str] = (), smoke: bool = False) -> list[RunPlan]:
     """Read a recipe and return its runs, variant by variant, seed by seed.
 
     Args:
@@ -160,9 +158,7 @@ def _cell(dotted: str, value: Any) -> str:
     return f"{field}={re.sub(r'[^A-Za-z0-9.+-]+', '-', str(shown))}"
 
 
-def _check(
-    run: Document, registry: Registry, variant: str, file: File
-) -> tuple[list[RunPlan] | None, list[Problem]]:
+def _check(run: Document, registry: Registry, variant: str, file: File) -> tuple[list[RunPlan] | None, list[Problem]]:
     data = {key: value for key, value in run.data.items() if key not in ("variants", "matrix", "smoke")}
     problems: list[Problem] = []
     missing = [p for p in data.get("plugins") or [] if isinstance(p, str) and _broken_or_absent(p, registry)]
@@ -223,7 +219,7 @@ def _train_places(node: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, s
 
 
 def _at(data: Any, path: Path) -> Any:
-    defaults = {("estimator",): {"use": "exact"}, ("objective",): {"use": "sobolev"}}
+    defaults: dict[Path, Any] = {("estimator",): {"use": "exact"}, ("objective",): {"use": "sobolev"}}
     for part in path:
         if isinstance(data, Mapping) and part not in data:
             return defaults.get(path)
@@ -267,6 +263,3 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if before.get(key) != after.get(key):
             lines.append(f"{key}: {before.get(key, '(absent)')!r} -> {after.get(key, '(absent)')!r}")
     return lines
-
-
-

@@ -70,7 +70,7 @@ class Document:
             if last:
                 node[step] = copy.deepcopy(value)
             elif isinstance(node, list):
-                node = node[step]
+                node = node[int(step)]
             else:
                 if isinstance(node.get(step), str):  # a component by name alone; its options are set now
                     node[step] = {"use": node[step]}

@@ -29,8 +29,6 @@ class Console(Tracker):
             numbers = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             print(f"{self._label} step {step}: {numbers}", flush=True)
 
-    def finish(
-        self, status: str, summary: Mapping[str, float], figures: Sequence[Path], student: Path | None
-    ) -> None:
+    def finish(self, status: str, summary: Mapping[str, float], figures: Sequence[Path], student: Path | None) -> None:
         """Print how the run ended."""
         print(f"{self._label}: {status}", flush=True)
