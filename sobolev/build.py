@@ -187,7 +187,7 @@ def build(
     module.to(device=world.device, dtype=context.dtype)
     world.broadcast(module)
     steps = sum(phase.steps for phase in recipe.train.phases) or recipe.train.steps
-    policy = Policy(steps=steps, compile="never" if smoke else recipe.train.compile, memory=recipe.evaluate.memory)
+    policy = Policy(steps=steps, compile="never" if smoke else recipe.train.compile, memory=estimator.memory)
     measurers = {name: Measurer(module[name], objective.head, sites[name], policy) for name in sites}
     return Experiment(plan, context, target, estimator, objective, module, measurers, sites, keys)
 

@@ -185,7 +185,13 @@ class Target:
 
 
 class Estimator:
-    """Which derivatives are compared (`probe`), and how a target without its own is differentiated."""
+    """Which derivatives are compared (`probe`), and how a target without its own is differentiated.
+
+    Attributes:
+        memory: bound in bytes for what one measurement of the student's derivatives keeps, or None.
+    """
+
+    memory: int | None = None
 
     def prepare(self, target: Target, context: Context) -> None:
         """Look at the target before the first step; may read its dataset."""
