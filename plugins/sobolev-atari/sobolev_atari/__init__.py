@@ -1,0 +1,1 @@
+"""Distillation of policies (Atari, Gymnasium) and of classifiers, as a plugin of `sobolev`."""

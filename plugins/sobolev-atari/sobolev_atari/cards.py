@@ -57,8 +57,15 @@ def random_score(environment: Environment, *, episodes: int = 30, sticky: float 
 def _training(directory: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (directory / "training.jsonl").read_text().splitlines()]
     timed = [row for row in rows if "seconds" in row]
-    last: dict[str, Any] = timed[-1] if timed else {}
-    return {"steps": last.get("steps"), "training_seconds": last.get("seconds"), "log": _thinned(timed)}
+    saved = torch.load(directory / "checkpoint.pt", weights_only=True)
+    return {
+        "steps": saved["steps"],
+        "training_seconds": round(saved["seconds"], 1),
+        "log": {
+            "steps": [row[0] for row in _thinned(timed)],
+            "return_of_30_games": [row[1] for row in _thinned(timed)],
+        },
+    }
 
 
 def _thinned(rows: list[dict[str, Any]], most: int = 20) -> list[list[Any]]:

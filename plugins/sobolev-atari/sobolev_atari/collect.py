@@ -43,9 +43,10 @@ def collect(
     progress: Callable[[int], None] = lambda done: None,
     threads: int = 1,
 ) -> Store:
-    """Play with actions sampled from softmax(logits(x)) and store every decision; go on where an interrupted run stopped.
+    """Play with actions sampled from softmax(logits(x)) and store every decision.
 
-    An interruption cuts the games that were being played: their episodes end there and new ones begin.
+    Goes on where an interrupted collection stopped. An interruption cuts the games that were being played:
+    their episodes end there and new ones begin.
 
     Args:
         logits: x `(E, *shape)` float32, divided by the scale, to `(E, m)`.

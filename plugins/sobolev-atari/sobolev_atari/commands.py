@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from sobolev.errors import SobolevError
+from sobolev import SobolevError
 from sobolev_atari.optional import need
 from sobolev_atari.settings import read_teach_settings
 
@@ -54,7 +54,14 @@ def teach(recipe: Path, output: Path | None, half: bool, episodes: int) -> None:
 @click.option("--seed", default=0, show_default=True, help="Of games and actions.")
 @click.option("--threads", default=1, show_default=True, help="Of the emulator.")
 def collect(
-    teacher: str, output: Path, environment: str | None, states: int, streams: int, sticky: float, seed: int, threads: int
+    teacher: str,
+    output: Path,
+    environment: str | None,
+    states: int,
+    streams: int,
+    sticky: float,
+    seed: int,
+    threads: int,
 ) -> None:
     """Store the states that a teacher meets while it plays.
 

@@ -10,12 +10,11 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sobolev.components import Axes, Context, Learner, Target
-from sobolev.differentiate.autograd import differentiate
-from sobolev.differentiate.contract import contract
-from sobolev.vocabulary import Batch, Jet, Mean, Points, Probe, Site
 from torch import Tensor
 
+from sobolev import Axes, Batch, Context, Jet, Learner, Mean, Points, Probe, Site, Target
+from sobolev.differentiate.autograd import differentiate
+from sobolev.differentiate.contract import contract
 from sobolev_atari.teachers import Teacher
 
 SITE = "policy"

@@ -11,12 +11,13 @@ import difflib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sobolev.errors import SobolevError
+from sobolev import SobolevError
 
 if TYPE_CHECKING:
     import gymnasium
@@ -148,7 +149,7 @@ def evaluate(
 ) -> Score:
     """Play whole episodes with the policy softmax(logits(x)), x `(B, *shape)` float32 divided by the scale.
 
-    Each of the parallel environments plays its share of the episodes, so that long episodes are not cut out of the mean.
+    Each parallel environment plays its share of the episodes, so that long episodes are not cut out of the mean.
     """
     import torch
 
@@ -178,7 +179,7 @@ def evaluate(
                 running[i] = length[i] = 0
     finally:
         games.close()
-    return Score(tuple(sum(returns, [])), tuple(sum(lengths, [])))
+    return Score(tuple(chain.from_iterable(returns)), tuple(chain.from_iterable(lengths)))
 
 
 def sample(logits: Tensor, generator: Any) -> Tensor:
@@ -211,8 +212,10 @@ def _unknown(name: str, known: list[str]) -> SobolevError:
 
         known = [*roms.get_all_rom_ids(), *known]
     except ImportError:
-        return SobolevError(
-            f"environment {name!r} is no Gymnasium id, and ale-py, which has the Atari games, is missing: pip install ale-py"
-        )
-    near = difflib.get_close_matches(name.lower().replace(" ", "_"), known, 3, 0.5) or ["pong", "breakout", "CartPole-v1"]
+        return SobolevError(f"environment {name!r} is no Gymnasium id; the Atari games need ale-py: pip install ale-py")
+    near = difflib.get_close_matches(name.lower().replace(" ", "_"), known, 3, 0.5) or [
+        "pong",
+        "breakout",
+        "CartPole-v1",
+    ]
     return SobolevError(f"unknown environment {name!r}; did you mean {', '.join(near)}?")

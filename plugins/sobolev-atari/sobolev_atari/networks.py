@@ -7,9 +7,10 @@ softmax of the paper is the head, not part of the network.
 from __future__ import annotations
 
 import math
+
 from torch import Tensor, nn
 
-from sobolev.errors import SobolevError
+from sobolev import SobolevError
 from sobolev_atari.settings import Architecture
 
 # (channels, kernel, stride) of each convolution and the width of the fully connected layer.
@@ -28,7 +29,9 @@ def trunk(architecture: Architecture, shape: tuple[int, ...]) -> tuple[nn.Sequen
         layers = [nn.Flatten(), nn.Linear(math.prod(shape), 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()]
         return nn.Sequential(*layers), 64
     if len(shape) != 3:
-        raise SobolevError(f"architecture {architecture!r} reads images, the observations have shape {shape}: use `mlp`")
+        raise SobolevError(
+            f"architecture {architecture!r} reads images, the observations have shape {shape}: use `mlp`"
+        )
     convolutions, width = _CONVOLUTIONS[architecture]
     modules: list[nn.Module] = []
     channels, height, breadth = shape

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from sobolev.errors import SobolevError
+from sobolev import SobolevError
 
 
 def need(module: str, package: str, purpose: str) -> None:

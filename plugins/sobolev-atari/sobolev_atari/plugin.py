@@ -1,14 +1,12 @@
-"""What this package adds to `sobolev`. Light: nothing here imports torch, games or Stable-Baselines3 before it is used."""
+"""What this package adds to `sobolev`; torch, games and Stable-Baselines3 are imported where they are used."""
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
 from pydantic import Field
-from sobolev.components import Student, Target
-from sobolev.hookspecs import Register, hookimpl
-from sobolev.registry import Kind
 
+from sobolev import Kind, Register, Student, Target, hookimpl
 from sobolev_atari.settings import TeachSettings
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -20,11 +18,15 @@ def distillation(
         str | TeachSettings,
         Field(description="a shipped teacher, a .safetensors file, a Stable-Baselines3 .zip, or settings to train one"),
     ],
-    environment: Annotated[str | None, Field(description="what is played; by default what the teacher's card says")] = None,
+    environment: Annotated[
+        str | None, Field(description="what is played; by default what the teacher's card says")
+    ] = None,
     network: Annotated[
         Student | None, Kind("student"), Field(description="network of a .safetensors file without a card of its own")
     ] = None,
-    data: Annotated[str | None, Field(description="folder from `sobolev collect`; by default collected when needed")] = None,
+    data: Annotated[
+        str | None, Field(description="folder from `sobolev collect`; by default collected when needed")
+    ] = None,
     states: Annotated[int, Field(ge=10, description="decisions to collect")] = 100_000,
     streams: Annotated[int, Field(ge=1, description="games played in parallel while collecting")] = 16,
     sticky: Annotated[float, Field(ge=0, lt=1, description="probability that the emulator repeats an action")] = 0.0,
@@ -69,6 +71,27 @@ def distillation(
     return Distillation(source, temperature=temperature, memory=memory)
 
 
+def classifier(
+    *,
+    teacher: Annotated[
+        str, Field(description="`mlp` (two layers of 512), or timm/NAME, trained on the digits")
+    ] = "mlp",
+    size: Annotated[int, Field(ge=8, le=224, description="side of the images, enlarged from 8")] = 8,
+    teacher_steps: Annotated[int, Field(ge=1, description="Adam steps that train the teacher")] = 1500,
+    teacher_seed: Annotated[int, Field(ge=0, description="of the teacher's weights and batches")] = 0,
+    train: Annotated[int, Field(ge=1, description="digits that train")] = 200,
+    validation: Annotated[int, Field(ge=0, description="digits that validate")] = 0,
+    temperature: Annotated[float, Field(gt=0, description="the teacher's logits are divided by it")] = 1.0,
+    memory: Annotated[int, Field(ge=0, description="bytes for Jacobians of the teacher that are kept")] = 2**28,
+) -> Target:
+    """A classifier of scikit-learn's digits, compressed into a smaller network."""
+    from sobolev_atari.classifiers import DigitsSource
+    from sobolev_atari.distillation import Distillation
+
+    source = DigitsSource(teacher, size, teacher_steps, teacher_seed, train, validation)
+    return Distillation(source, temperature=temperature, memory=memory)
+
+
 def atari(
     *,
     size: Annotated[
@@ -85,6 +108,7 @@ def atari(
 def register_target(register: Register) -> None:
     """Offer the targets of this package."""
     register("distillation", distillation)
+    register("classifier-distillation", classifier)
 
 
 @hookimpl

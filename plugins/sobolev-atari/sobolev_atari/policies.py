@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sobolev.components import Context, Student
-from sobolev.errors import DataError
 from torch import Tensor
 
+from sobolev import Context, DataError, Student
 from sobolev_atari.collect import collect, dataset_meta
 from sobolev_atari.environments import Environment, evaluate, find_environment
+from sobolev_atari.locks import alone
 from sobolev_atari.play import film
 from sobolev_atari.settings import TeachSettings
 from sobolev_atari.splits import Split, split_rows
@@ -90,7 +87,7 @@ class PolicySource:
         settings = self.teacher_name
         key = hashlib.sha256(json.dumps(settings.model_dump(), sort_keys=True).encode()).hexdigest()[:16]
         directory = context.cache / "teachers" / f"{settings.environment.replace('/', '-')}-{key}"
-        with _alone(directory):
+        with alone(directory):
             if not (directory / "teacher.safetensors").exists():
                 from sobolev_atari.teach import teach_and_write
 
@@ -113,7 +110,7 @@ class PolicySource:
         )
         key = hashlib.sha256(repr(meta).encode()).hexdigest()[:16]
         directory = context.cache / "states" / f"{self.environment.name.replace('/', '-')}-{key}"
-        with _alone(directory):
+        with alone(directory):
             if not (directory / "meta.json").exists():
                 context.say(f"collecting {meta.size} decisions of {self.environment.name}")
             network = teacher.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -157,9 +154,7 @@ class PolicySource:
             spread[:, [group[0] for group in groups]] = chosen
             return spread
 
-        score = evaluate(
-            play, self.environment, episodes=self.episodes, sticky=self.sticky, seed=context.seed + 20_000
-        )
+        score = evaluate(play, self.environment, episodes=self.episodes, sticky=self.sticky, seed=context.seed + 20_000)
         if self.gif and context.output is not None:
             film(play, self.environment, context.output / "figures" / "play.gif", sticky=self.sticky, say=context.say)
         found = {"score": score.mean, "score-spread": score.spread, "score-episodes": float(self.episodes)}
@@ -169,12 +164,3 @@ class PolicySource:
 
     def close(self) -> None:
         """Files are unmapped with the object."""
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Let one process at a time make what belongs into `directory`; the lock goes with its process."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -27,7 +27,14 @@ class GamesForTraining(VecEnv):
     """
 
     def __init__(
-        self, environment: Environment, count: int, *, seed: int, sticky: float, clip_rewards: bool, end_on_life_loss: bool
+        self,
+        environment: Environment,
+        count: int,
+        *,
+        seed: int,
+        sticky: float,
+        clip_rewards: bool,
+        end_on_life_loss: bool,
     ) -> None:
         self.games = make_environment(environment, count, sticky=sticky)
         self._clip, self._lives_matter, self._start_seed = clip_rewards, end_on_life_loss and environment.frames, seed
@@ -63,14 +70,15 @@ class GamesForTraining(VecEnv):
             for i in np.flatnonzero(lost):
                 infos[i]["terminal_observation"] = observation[i]
         if over.any():
-            for i, last in final_observations(info, over).items():
-                length = int(self._lengths[i])
-                infos[i] = {
+            for game, last in final_observations(info, over).items():
+                length = int(self._lengths[game])
+                infos[game] = {
                     "terminal_observation": last,
-                    "TimeLimit.truncated": bool(cut[i] and not ended[i]),
-                    "episode": {"r": float(self._returns[i]), "l": length, "t": time.monotonic() - self._began},
+                    "TimeLimit.truncated": bool(cut[game] and not ended[game]),
+                    "episode": {"r": float(self._returns[game]), "l": length, "t": time.monotonic() - self._began},
                 }
-                self._returns[i] = self._lengths[i] = 0
+                self._returns[game] = 0
+                self._lengths[game] = 0
         return observation, (np.sign(reward) if self._clip else reward).astype(np.float32), done, infos
 
     def close(self) -> None:
@@ -89,7 +97,9 @@ class GamesForTraining(VecEnv):
         """Not supported: the games are one native object."""
         raise NotImplementedError("the games have no methods of their own")
 
-    def env_is_wrapped(self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: Any = None) -> list[bool]:
+    def env_is_wrapped(
+        self, wrapper_class: type[gymnasium.Wrapper[Any, Any, Any, Any]], indices: Any = None
+    ) -> list[bool]:
         """No game is wrapped."""
         return [False] * self.num_envs
 
@@ -121,15 +131,14 @@ class FastPolicy(ActorCriticPolicy):
     core with matrix units this is four times as fast as the default layout in float32. Both heads stay in float32.
     """
 
-    def __init__(self, *arguments: Any, architecture: Architecture, scale: float, bfloat16: bool, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, architecture: Architecture, scale: float, bfloat16: bool, **options: Any
+    ) -> None:
         self._scale, self._bfloat16 = scale, bfloat16
-        super().__init__(
-            *arguments,
-            net_arch={"pi": [], "vf": []},
-            features_extractor_class=Trunk,
-            features_extractor_kwargs={"architecture": architecture},
-            **options,
-        )
+        options["net_arch"] = {"pi": [], "vf": []}
+        options["features_extractor_class"] = Trunk
+        options["features_extractor_kwargs"] = {"architecture": architecture}
+        super().__init__(*arguments, **options)
 
     def extract_features(self, obs: Any, features_extractor: Any = None) -> torch.Tensor:
         """Features `(B, width)` float32 of uint8 or float observations `(B, *shape)`."""

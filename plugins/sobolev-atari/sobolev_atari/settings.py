@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from sobolev.errors import RecipeError
+from sobolev import RecipeError
 from sobolev.recipe.source import Document, read
 from sobolev.registry import problems_of
 
@@ -20,7 +20,9 @@ class TeachSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     environment: str = Field(description="a game such as pong, or a Gymnasium id with discrete actions")
-    architecture: Architecture = Field("paper", description="supplement 3's agent, its smaller student, or two tanh layers")
+    architecture: Architecture = Field(
+        "paper", description="supplement 3's agent, its smaller student, or two tanh layers"
+    )
     algorithm: Literal["ppo", "a2c"] = Field("ppo", description="of Stable-Baselines3; a2c is the synchronous A3C")
     steps: int = Field(1_500_000, ge=1, description="environment steps (an Atari step is four frames)")
     environments: int = Field(16, ge=1, description="games played in parallel")

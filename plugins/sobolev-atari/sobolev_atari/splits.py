@@ -6,7 +6,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sobolev.errors import DataError
+
+from sobolev import DataError
 
 Split = Literal["time", "fixed-test"]
 
@@ -29,7 +30,11 @@ def split_rows(
 
     Args:
         episodes: `(N,)`, a number per decision that is unique to its episode.
-        split, train_percent, validation_percent, test_percent, most_test: as above.
+        split: how the test part is chosen.
+        train_percent: of all decisions.
+        validation_percent: of those that train.
+        test_percent: of all decisions (`fixed-test`).
+        most_test: bound of the test part, or None.
 
     Raises:
         DataError: a part is empty, or training and test parts meet.
@@ -39,9 +44,7 @@ def split_rows(
     held = round(cut * validation_percent / 100)
     begin = cut if split == "time" else count - round(count * test_percent / 100)
     if begin < cut:
-        raise DataError(
-            f"{train_percent} % of the states train and {test_percent} % test: together more than all; lower one of them"
-        )
+        raise DataError(f"{train_percent} % of the states train and {test_percent} % test: together more than all")
     test = np.arange(begin, count)
     test = test[~np.isin(episodes[test], np.unique(episodes[:cut]))]
     if cut - held < 1 or not len(test):

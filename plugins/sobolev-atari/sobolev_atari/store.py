@@ -25,7 +25,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
-from sobolev.errors import DataError
+from sobolev import DataError
 from sobolev_atari.environments import HISTORY
 
 META = "meta.json"
@@ -36,8 +36,8 @@ FORMAT = 1
 class Meta:
     """What identifies a dataset; two datasets with equal fields were made in the same way.
 
-    `teacher` is the content hash of the policy, `shape` that of one stored observation, `stacked` whether a state is the
-    stack of the last four of them, `steps` the length of each of the `streams`.
+    `teacher` is the content hash of the policy, `shape` that of one stored observation, `stacked` whether a state is
+    the stack of the last four of them, `steps` the length of each of the `streams`.
     """
 
     environment: str
@@ -163,7 +163,9 @@ def open_store(directory: Path, *, verify: bool = True) -> Store:
     if verify:
         for name, array in store.arrays.items():
             if _checksum(array) != store.checksums.get(name):
-                raise DataError(f"{directory / name}.npy is damaged (its checksum differs): remove the folder, collect again")
+                raise DataError(
+                    f"{directory / name}.npy is damaged (its checksum differs): remove the folder, collect again"
+                )
     return store
 
 

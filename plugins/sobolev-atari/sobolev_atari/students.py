@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from sobolev.components import Student
-from sobolev.vocabulary import Site
 from torch import nn
 
+from sobolev import Site, Student
 from sobolev_atari.networks import policy_network
 from sobolev_atari.settings import Architecture
 
@@ -17,5 +16,5 @@ class Convolutional(Student):
         self.architecture = architecture
 
     def build(self, site: Site) -> nn.Module:
-        """x `(B, *shape)` to logits `(B, outputs)`."""
+        """X `(B, *shape)` to logits `(B, outputs)`."""
         return policy_network(self.architecture, site.inputs["x"], site.outputs)

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from sobolev.errors import SobolevError
+from sobolev import SobolevError
 from sobolev_atari.cards import make_card
 from sobolev_atari.environments import Environment, evaluate, find_environment
 from sobolev_atari.networks import Policy
@@ -58,6 +58,7 @@ def teach(settings: TeachSettings, directory: Path, *, console: Console | None =
             record = _Record(settings, environment, directory, console or Console(), saved)
             with record.progress:
                 learner.learn(settings.steps - steps_done, callback=record, reset_num_timesteps=not saved)
+            record.log()
             record.save()
     finally:
         games.close()
@@ -86,14 +87,18 @@ def teach_and_write(
     score = evaluate(policy, environment, episodes=episodes, sticky=settings.sticky, seed=30_000)
     card = make_card(settings, environment, score, directory, command=command, half=half)
     write_teacher(policy, path, card, half=half)
-    say(f"{environment.name}: return {score.mean:.1f} +- {score.spread:.1f} over {episodes} episodes; written to {path}")
+    say(
+        f"{environment.name}: return {score.mean:.1f} +- {score.spread:.1f} over {episodes} episodes; written to {path}"
+    )
     return card
 
 
 def policy_of(policy: Any) -> Policy:
     """The actor of a Stable-Baselines3 policy of ours as one stack of layers, a copy in float32 on the CPU."""
     network = Policy(*copy.deepcopy(policy.features_extractor.layers), copy.deepcopy(policy.action_net))
-    return network.cpu().float().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
+    for parameter in network.parameters():  # training keeps weights with channels last
+        parameter.data = parameter.data.cpu().float().contiguous()
+    return network.eval().requires_grad_(False)
 
 
 def _learner(settings: TeachSettings, environment: Environment, games: GamesForTraining) -> Any:
@@ -107,7 +112,9 @@ def _learner(settings: TeachSettings, environment: Environment, games: GamesForT
         seed=settings.seed,
         stats_window_size=100,
         policy_kwargs=dict(
-            architecture=settings.architecture, scale=environment.scale, bfloat16=settings.bfloat16 and environment.frames
+            architecture=settings.architecture,
+            scale=environment.scale,
+            bfloat16=settings.bfloat16 and environment.frames,
         ),
     )
     if settings.algorithm == "a2c":
@@ -179,14 +186,15 @@ class _Record(BaseCallback):
         now = time.monotonic()
         if now - self.last_logged > 10:
             self.last_logged = now
-            self._log()
+            self.log()
         if now - self.last_saved > self.settings.checkpoint_seconds:
             self.save()
         if self.settings.evaluate_episodes and self.num_timesteps >= self.next_evaluation:
             self.next_evaluation += self.settings.evaluate_every
             self._evaluate()
 
-    def _log(self) -> None:
+    def log(self) -> None:
+        """Write a row of the log and show it."""
         last = list(self.returns)[-30:]
         row = {
             "seconds": round(self.seconds, 1),

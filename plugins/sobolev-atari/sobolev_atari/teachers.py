@@ -20,12 +20,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sobolev.components import Student
-from sobolev.errors import SobolevError
+from sobolev import Site, SobolevError, Student
 from sobolev.registry import did_you_mean
-from sobolev.vocabulary import Site
-from sobolev_atari.environments import Environment
-from sobolev_atari.networks import Policy, policy_network
+from sobolev_atari.environments import SIDE, Environment
+from sobolev_atari.networks import Policy, policy_network, trunk
+from sobolev_atari.settings import Architecture
 
 SHIPPED = Path(__file__).parent / "teachers"
 _MOST_BYTES = 2**30  # of one member of a zip
@@ -89,12 +88,14 @@ def check_fit(teacher: Teacher, environment: Environment, origin: str) -> None:
     """Raise `TeacherError` where the teacher's outputs or observations are not those of the environment."""
     if teacher.outputs != len(environment.actions):
         raise TeacherError(
-            f"teacher {origin} has {teacher.outputs} outputs, {environment.name} has {len(environment.actions)} actions "
+            f"teacher {origin} has {teacher.outputs} outputs, {environment.name} has "
+            f"{len(environment.actions)} actions "
             f"({', '.join(environment.actions)}): it was trained on something else"
         )
     if teacher.shape is not None and teacher.shape != environment.shape:
         raise TeacherError(
-            f"teacher {origin} reads observations of shape {teacher.shape}, {environment.name} gives {environment.shape}"
+            f"teacher {origin} reads observations of shape {teacher.shape}, "
+            f"{environment.name} gives {environment.shape}"
         )
 
 
@@ -125,7 +126,9 @@ class _Merged(nn.Module):
 
 def write_teacher(policy: Policy, path: Path, card: dict[str, Any], *, half: bool) -> None:
     """Write weights to `path` (.safetensors) and the card beside it (.json); `half` stores float16."""
-    weights = {k: v.detach().to(torch.float16 if half else torch.float32).contiguous() for k, v in policy.state_dict().items()}
+    weights = {
+        k: v.detach().to(torch.float16 if half else torch.float32).contiguous() for k, v in policy.state_dict().items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(weights, path)
     path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
@@ -205,7 +208,9 @@ def read_zip(path: Path) -> Teacher:
     except TeacherError:
         raise
     except Exception as error:  # torch raises many kinds; whatever it is, the file is not to be trusted
-        raise TeacherError(f"{path} cannot be read safely ({type(error).__name__}): {str(error).splitlines()[0]}") from error
+        raise TeacherError(
+            f"{path} cannot be read safely ({type(error).__name__}): {str(error).splitlines()[0]}"
+        ) from error
     if not isinstance(tensors, dict) or "action_net.weight" not in tensors:
         kind = "a value-based agent (DQN)" if any("q_net" in str(k) for k in tensors) else "not an actor-critic"
         raise TeacherError(f"{path}: its policy is {kind}; a policy to distil comes from A2C or PPO")
@@ -213,7 +218,11 @@ def read_zip(path: Path) -> Teacher:
 
 
 def _actor(tensors: dict[str, Tensor], text: str, path: Path) -> Teacher:
-    body = {k.removeprefix("features_extractor."): v.float() for k, v in tensors.items() if k.startswith("features_extractor.")}
+    body = {
+        k.removeprefix("features_extractor."): v.float()
+        for k, v in tensors.items()
+        if k.startswith("features_extractor.")
+    }
     head = {"weight": tensors["action_net.weight"].float(), "bias": tensors["action_net.bias"].float()}
     outputs = int(head["bias"].shape[0])
     if not body:
@@ -223,19 +232,23 @@ def _actor(tensors: dict[str, Tensor], text: str, path: Path) -> Teacher:
             if k.startswith("mlp_extractor.policy_net.")
         }
         network, shape = _mlp(body, nn.ReLU if "ReLU" in text else nn.Tanh, path)
+    elif any(k.startswith("mlp_extractor.policy_net.") for k in tensors):
+        raise TeacherError(f"{path}: its policy has layers after the features extractor; that is not known here")
     else:
         body = {k.removeprefix("cnn.").removeprefix("layers."): v for k, v in body.items()}
         if "linear.0.weight" in body:  # NatureCNN: three convolutions, flatten, then a linear layer of its own
             body = {**{k: v for k, v in body.items() if not k.startswith("linear")}, **{
                 "7.weight": body["linear.0.weight"], "7.bias": body["linear.0.bias"]}}  # fmt: skip
-        network, shape = _convolutional(body, path)
+        network, shape = _known(body, path)
     state = {k: v for k, v in body.items()} | {f"{len(network)}.{k}": v for k, v in head.items()}
     policy = Policy(*network, nn.Linear(head["weight"].shape[1], outputs))
     _load_weights(policy, state, path)
     return frozen(policy, outputs, shape, {"origin": path.name})
 
 
-def _mlp(body: dict[str, Tensor], activation: type[nn.Module], path: Path) -> tuple[list[nn.Module], tuple[int, ...] | None]:
+def _mlp(
+    body: dict[str, Tensor], activation: type[nn.Module], path: Path
+) -> tuple[list[nn.Module], tuple[int, ...] | None]:
     if not body:
         raise TeacherError(f"{path}: no network between observations and actions was found")
     layers: list[nn.Module] = []
@@ -245,24 +258,22 @@ def _mlp(body: dict[str, Tensor], activation: type[nn.Module], path: Path) -> tu
     return layers, (sizes[0][1],)
 
 
-def _convolutional(body: dict[str, Tensor], path: Path) -> tuple[list[nn.Module], tuple[int, ...] | None]:
-    """Match the shapes with one of our architectures on 84x84 frames."""
+def _known(body: dict[str, Tensor], path: Path) -> tuple[list[nn.Module], tuple[int, ...] | None]:
+    """Match the shapes with one of our architectures, on 84x84 frames or vectors."""
     shapes = {k: tuple(v.shape) for k, v in body.items()}
-    for architecture in ("paper", "small"):
-        channels = shapes.get("0.weight", (0, 0))[1]
-        shape = (channels, 84, 84)
-        candidate = policy_network(architecture, shape, 1)[:-1] if channels else nn.Sequential()  # type: ignore[arg-type]
-        if shapes == {k: tuple(v.shape) for k, v in candidate.state_dict().items()}:
-            return list(candidate), shape
-    linear = [(k, s) for k, s in shapes.items() if len(s) == 2]
-    if linear and not any(len(s) == 4 for s in shapes.values()) and len(linear) == 2:
-        size = linear[0][1][1]
-        candidate = policy_network("mlp", (size,), 1)[:-1]
-        if shapes == {k: tuple(v.shape) for k, v in candidate.state_dict().items()}:
-            return list(candidate), (size,)
+    candidates: list[tuple[Architecture, tuple[int, ...]]] = []
+    first = next(iter(shapes.values()))
+    if len(first) == 4:
+        candidates = [("paper", (first[1], SIDE, SIDE)), ("small", (first[1], SIDE, SIDE))]
+    elif len(first) == 2:
+        candidates = [("mlp", (first[1],))]
+    for architecture, shape in candidates:
+        layers, _ = trunk(architecture, shape)
+        if shapes == {k: tuple(v.shape) for k, v in layers.state_dict().items()}:
+            return list(layers), shape
     found = ", ".join(f"{k} {s}" for k, s in shapes.items() if k.endswith("weight"))
     raise TeacherError(
-        f"{path}: its network is none that is known here (NatureCNN, supplement 3's two networks, two tanh layers): {found}"
+        f"{path}: its network is none that is known here (NatureCNN, supplement 3's two, two tanh layers): {found}"
     )
 
 
@@ -271,5 +282,7 @@ def _digest(network: nn.Module) -> str:
     hashed.update(str(network).encode())
     for name, tensor in sorted(network.state_dict().items()):
         hashed.update(f"{name} {tuple(tensor.shape)}".encode())
-        hashed.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if math.prod(tensor.shape) else b"")
+        hashed.update(
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if math.prod(tensor.shape) else b""
+        )
     return hashed.hexdigest()

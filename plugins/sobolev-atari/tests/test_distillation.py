@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from sobolev_atari.distillation import SITE, Distillation
+from sobolev_atari.networks import policy_network
+from sobolev_atari.teachers import Teacher, frozen
+
 from sobolev.components import Context
 from sobolev.heads import HEADS
 from sobolev.noise import Noise
 from sobolev.vocabulary import Batch, Contraction, Jet, Probe
-from sobolev_atari.distillation import SITE, Distillation
-from sobolev_atari.networks import policy_network
-from sobolev_atari.teachers import Teacher, frozen
 
 KEY = ("x",)
 M, D = 3, 5
@@ -59,7 +60,9 @@ def context(tmp_path: Path, said: list[str] | None = None, head: str = "log-soft
     return Context(torch.device("cpu"), torch.float64, None, 0, HEADS[head], tmp_path, tmp_path, None, say)  # type: ignore[arg-type]
 
 
-def made(tmp_path: Path, memory: int = 2**30, temperature: float = 1.0, said: list[str] | None = None, **options: Any) -> Distillation:
+def made(
+    tmp_path: Path, memory: int = 2**30, temperature: float = 1.0, said: list[str] | None = None, **options: Any
+) -> Distillation:
     target = Distillation(States(**options), temperature=temperature, memory=memory)
     target.prepare(context(tmp_path, said))
     return target
@@ -110,7 +113,12 @@ def test_second_derivatives_come_from_fresh_passes(tmp_path: Path) -> None:
 
 def test_the_memory_bound_decides_and_is_told(tmp_path: Path) -> None:
     per_state = M * D * 8
-    cases = {0: "no split (0 of 0 MiB)", 20 * per_state: "train (", 30 * per_state: "train, test (", 19 * per_state: "test ("}
+    cases = {
+        0: "no split (0 of 0 MiB)",
+        20 * per_state: "train (",
+        30 * per_state: "train, test (",
+        19 * per_state: "test (",
+    }
     for memory, expected in cases.items():
         said: list[str] = []
         made(tmp_path, memory, said=said)
@@ -157,7 +165,7 @@ def test_the_teacher_is_never_modified_nor_in_inference_mode(tmp_path: Path) -> 
         jet = target.answer(points, {SITE: Probe.full((KEY,))}, None)[SITE]
     assert not jet.value.is_inference() and not jet.derivatives[KEY].is_inference()
     student = policy_network("mlp", (D,), M).double()
-    loss = (student(points[SITE].inputs["x"]) - target.answer(points, {SITE: Probe.full((KEY,))}, None)[SITE].value)
+    loss = student(points[SITE].inputs["x"]) - target.answer(points, {SITE: Probe.full((KEY,))}, None)[SITE].value
     loss.square().sum().backward()
     assert all(p.grad is None and not p.requires_grad and not p.is_inference() for p in target.network.parameters())
     for name, tensor in target.network.state_dict().items():
@@ -169,7 +177,9 @@ def test_metrics_by_hand(tmp_path: Path) -> None:
     points = batch(target, n=2)
     teacher = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]], dtype=torch.float64).log()
     student = torch.tensor([[0.25, 0.5, 0.25], [0.2, 0.1, 0.7]], dtype=torch.float64).log()
-    found = {k: float(v.sum / v.count) for k, v in target.metrics(points, {SITE: Jet(teacher)}, {SITE: Jet(student)}).items()}
+    found = {
+        k: float(v.sum / v.count) for k, v in target.metrics(points, {SITE: Jet(teacher)}, {SITE: Jet(student)}).items()
+    }
     forward = (0.25 * math.log(0.5) + 0.5 * math.log(2) + 0.2 * math.log(2) + 0.7 * math.log(7 / 8)) / 2
     assert found["action-error"] == 0.5
     assert found["kl-student-teacher"] == pytest.approx(forward)

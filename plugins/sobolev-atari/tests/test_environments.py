@@ -1,11 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from sobolev.errors import SobolevError
 from sobolev_atari.environments import Environment, evaluate, find_environment, make_environment
 
+from sobolev.errors import SobolevError
 
-@pytest.mark.parametrize("name", ["space_invaders", "ALE/SpaceInvaders-v5", "SpaceInvadersNoFrameskip-v4", "Space Invaders"])
+
+@pytest.mark.parametrize(
+    "name", ["space_invaders", "ALE/SpaceInvaders-v5", "SpaceInvadersNoFrameskip-v4", "Space Invaders"]
+)
 def test_a_game_has_many_spellings(name: str) -> None:
     found = find_environment(name)
     assert (found.name, found.shape, found.scale, len(found.actions)) == ("space_invaders", (4, 84, 84), 255.0, 6)
@@ -18,7 +21,7 @@ def test_the_emulator_gives_six_outputs_for_pong_and_four_for_breakout(breakout:
 
 
 def test_an_unknown_game_is_named_with_its_neighbours() -> None:
-    with pytest.raises(SobolevError, match="did you mean.*space_invaders"):
+    with pytest.raises(SobolevError, match=r"did you mean.*space_invaders"):
         find_environment("space_invader")
 
 
@@ -54,7 +57,9 @@ def test_evaluation_plays_whole_games_and_each_environment_its_share(cartpole: E
 
 def test_evaluation_follows_the_policy(cartpole: Environment) -> None:
     # Pushing towards the side that the pole falls to balances for long; always one side falls within a dozen steps.
-    wise = evaluate(lambda x: torch.stack([-x[:, 2] - x[:, 3], x[:, 2] + x[:, 3]], 1), cartpole, episodes=3, greedy=True)
+    wise = evaluate(
+        lambda x: torch.stack([-x[:, 2] - x[:, 3], x[:, 2] + x[:, 3]], 1), cartpole, episodes=3, greedy=True
+    )
     foolish = evaluate(lambda x: torch.tensor([[50.0, 0.0]]).repeat(len(x), 1), cartpole, episodes=3)
     assert wise.mean > 100 and foolish.mean < 15
 

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from sobolev.errors import DataError
 from sobolev_atari.splits import split_rows
+
+from sobolev.errors import DataError
 
 # 100 decisions, episodes of 8.
 EPISODES = np.arange(100) // 8

@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sobolev.errors import DataError
 from sobolev_atari.collect import collect, dataset_meta
 from sobolev_atari.environments import Environment, make_environment
 from sobolev_atari.networks import Policy
 from sobolev_atari.store import Store, open_store
+
+from sobolev.errors import DataError
 
 
 def test_stacks_are_those_of_the_emulator_over_episode_starts(breakout: Environment, breakout_store: Store) -> None:

@@ -12,8 +12,6 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from safetensors.torch import save_file
-from sobolev.components import Student
-from sobolev.vocabulary import Site
 from sobolev_atari.environments import Environment
 from sobolev_atari.networks import Policy, policy_network
 from sobolev_atari.teachers import (
@@ -27,6 +25,9 @@ from sobolev_atari.teachers import (
     write_teacher,
 )
 from torch import nn
+
+from sobolev.components import Student
+from sobolev.vocabulary import Site
 
 
 class Frames(gymnasium.Env[np.ndarray, int]):
@@ -146,7 +147,7 @@ def test_zips_that_are_no_policy(atari_zip: tuple[Path, Any], tmp_path: Path) ->
         read_zip(tmp_path / "text.zip")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("data", "{}")
-    with pytest.raises(TeacherError, match="no policy.pth"):
+    with pytest.raises(TeacherError, match=r"no policy\.pth"):
         read_zip(tmp_path / "empty.zip")
     buffer = io.BytesIO()
     torch.save({"q_net.q_net.0.weight": torch.zeros(2, 2)}, buffer)
@@ -161,7 +162,10 @@ def test_zips_that_are_no_policy(atari_zip: tuple[Path, Any], tmp_path: Path) ->
 
 def test_a_zip_with_an_unknown_network(tmp_path: Path, atari_zip: tuple[Path, Any]) -> None:
     buffer = io.BytesIO()
-    tensors = {"features_extractor.cnn.0.weight": torch.zeros(5, 4, 3, 3), "features_extractor.cnn.0.bias": torch.zeros(5)}
+    tensors = {
+        "features_extractor.cnn.0.weight": torch.zeros(5, 4, 3, 3),
+        "features_extractor.cnn.0.bias": torch.zeros(5),
+    }
     heads = {"action_net.weight": torch.zeros(6, 5), "action_net.bias": torch.zeros(6)}
     torch.save(tensors | heads, buffer)
     _replace(atari_zip[0], tmp_path / "odd.zip", "policy.pth", buffer.getvalue())
@@ -184,7 +188,9 @@ def test_our_own_teachers_survive_writing_and_reading(small_policy: Policy, tmp_
 
 def test_weights_of_another_architecture_are_named(small_policy: Policy, tmp_path: Path) -> None:
     write_teacher(small_policy, tmp_path / "t.safetensors", {**CARD, "architecture": "paper"}, half=False)
-    with pytest.raises(TeacherError, match=r"another architecture.*'0.bias': in the file \(16,\), in the network \(32,\)"):
+    with pytest.raises(
+        TeacherError, match=r"another architecture.*'0.bias': in the file \(16,\), in the network \(32,\)"
+    ):
         read_safetensors(tmp_path / "t.safetensors")
 
 
