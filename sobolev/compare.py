@@ -106,13 +106,14 @@ def table(comparison: Comparison, title: str) -> Table:
         made.add_column(name, justify="right")
         if several:
             made.add_column("ratio", justify="right", style="bold")
+    first = next(iter(comparison.cells), "")
     for variant, cells in comparison.cells.items():
         row = [variant, str(comparison.seeds[variant])]
         for name in comparison.metrics:
             cell = cells.get(name)
             row.append(cell.text if cell else "not applicable")
             if several:
-                ratio = comparison.ratio(variant, name)
+                ratio = None if variant == first else comparison.ratio(variant, name)
                 row.append("" if ratio is None else f"{ratio:.3g}x")
         made.add_row(*row)
     return made

@@ -206,7 +206,7 @@ class Registry:
         """Check ``{"use": name, **options}`` and all components inside; returns it with defaults filled in."""
         spec = normalize(spec)
         if not isinstance(spec, Mapping) or not isinstance(spec.get("use"), str):
-            return {}, [Problem(path, f"expected a {kind}: its name, or a mapping with 'use: <name>'")]
+            return {}, [Problem(path, f"expected the name of one {kind}, or a mapping with 'use: <name>'")]
         name = spec["use"]
         if name not in self.entries[kind]:
             return {}, [Problem((*path, "use"), self._unknown(kind, name))]

@@ -182,7 +182,7 @@ class Trainer:
     def _update(self, batches: list[Batch], step: int) -> Callable[[], dict[str, float]]:
         """Take one optimizer step; returns a function that gives its numbers, called where they are recorded."""
         # Dropout and the like: a function of (seed, step, rank), so that a resumed run draws the same.
-        torch.manual_seed(stream(self.seed, "step", step, self.world.rank))
+        _seed(stream(self.seed, "step", step, self.world.rank), self.experiment.context.device)
         experiment = self.experiment
         drawn = [experiment.draw(batch, step, training=True) for batch in batches]
         counts = self._joint_counts(drawn) if len(drawn) > 1 else None
@@ -392,6 +392,13 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.schedule:
                 self.schedule.load_state_dict(state["schedule"])
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    # torch.manual_seed would queue a call, with a traceback, for every kind of accelerator that is not there.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class _Skip(Exception):

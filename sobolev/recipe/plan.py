@@ -17,6 +17,7 @@ from sobolev.recipe.source import Document, Mark, flatten, parse_value, read
 from sobolev.registry import Path, Problem, Registry, normalize, problems_of
 
 _COMPONENTS = {"target": "target", "student": "student", "estimator": "estimator", "objective": "objective"}
+_DEFAULTS: dict[str | int, str] = {"estimator": "exact", "objective": "sobolev"}
 _LISTS = {"track": "tracker", "figures": "report"}
 _PLAN_ONLY = ("variants", "matrix", "seeds", "smoke", "extends")
 
@@ -197,7 +198,7 @@ def _broken_or_absent(name: str, registry: Registry) -> str:
 
 def _component_places(data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     for key, kind in _COMPONENTS.items():
-        if key in data or key in ("estimator", "objective"):
+        if key in data or key in _DEFAULTS:
             yield (key,), kind
     for key, kind in _LISTS.items():
         items = data.get(key)
@@ -219,11 +220,13 @@ def _train_places(node: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, s
 
 
 def _at(data: Any, path: Path) -> Any:
-    defaults: dict[Path, Any] = {("estimator",): {"use": "exact"}, ("objective",): {"use": "sobolev"}}
+    """Return a component as it is written; estimator and objective have a default that need not be named."""
     for part in path:
         if isinstance(data, Mapping) and part not in data:
-            return defaults.get(path)
+            return _DEFAULTS.get(part)
         data = data[part]
+    if len(path) == 1 and path[0] in _DEFAULTS and isinstance(data, Mapping):
+        return {"use": _DEFAULTS[path[0]], **data}
     return data
 
 
