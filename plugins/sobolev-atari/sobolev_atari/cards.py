@@ -61,17 +61,14 @@ def _training(directory: Path) -> dict[str, Any]:
     return {
         "steps": saved["steps"],
         "training_seconds": round(saved["seconds"], 1),
-        "log": {
-            "steps": [row[0] for row in _thinned(timed)],
-            "return_of_30_games": [row[1] for row in _thinned(timed)],
-        },
+        "log": [{"steps": row["steps"], "return_30": row["return_30"]} for row in _thinned(timed)],
     }
 
 
-def _thinned(rows: list[dict[str, Any]], most: int = 20) -> list[list[Any]]:
-    """(steps, mean return of the last 30 games) at about `most` moments of training."""
+def _thinned(rows: list[dict[str, Any]], most: int = 20) -> list[dict[str, Any]]:
+    """Rows of the log at about `most` moments of training; `return_30` is the mean of the last 30 games."""
     step = max(1, len(rows) // most)
-    return [[row["steps"], row["return_30"]] for row in rows[step - 1 :: step] if row["return_30"] is not None]
+    return [row for row in rows[step - 1 :: step] if row["return_30"] is not None]
 
 
 def _version(name: str) -> str | None:

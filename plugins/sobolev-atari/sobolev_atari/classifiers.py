@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sobolev import ComponentError, Context, DataError
+from sobolev.registry import did_you_mean
 from sobolev_atari.locks import alone
 from sobolev_atari.networks import Policy
 from sobolev_atari.optional import need
@@ -150,8 +151,7 @@ def timm_network(name: str, *, channels: int, outputs: int, size: int) -> nn.Mod
 
     set_fused_attn(False)  # the fused kernel has no second derivative on CPUs
     if name not in timm.list_models():
-        near = ", ".join(timm.list_models(f"*{name[:6]}*")[:5])
-        raise ComponentError(f"timm has no model {name!r}" + (f"; near: {near}" if near else ""))
+        raise ComponentError(f"timm has no model {name!r}; {did_you_mean(name, timm.list_models())}")
     try:
         model: nn.Module = timm.create_model(name, num_classes=outputs, in_chans=channels, img_size=size)
     except TypeError:  # convolutional models take any size and refuse the option

@@ -53,6 +53,7 @@ class PolicySource:
     def prepare(self, context: Context) -> None:
         """Read or train the teacher, read or collect the states, split them."""
         environment = self._environment()
+        given = None if self.data is None else open_store(context.directory / self.data)  # before anything long
         teacher = self._teacher(context)
         name = environment.name if environment else str(teacher.card.get("environment", ""))
         if environment is None:
@@ -62,7 +63,7 @@ class PolicySource:
         label = self.teacher_name if isinstance(self.teacher_name, str) else f"of {environment.name}"
         check_fit(teacher, environment, label)
         self.environment = environment
-        self.store = self._store(context, teacher)
+        self.store = self._store(context, teacher, given)
         self.groups = PAPER_ACTIONS.get(environment.name) if self.merge_actions else None
         self.teacher = merged(teacher, self.groups) if self.groups else teacher
         self.shape, self.scale, self.bounded = environment.shape, environment.scale, environment.frames
@@ -95,11 +96,10 @@ class PolicySource:
                 teach_and_write(settings, directory, directory / "teacher.safetensors", say=context.say)
         return read_safetensors(directory / "teacher.safetensors")
 
-    def _store(self, context: Context, teacher: Teacher) -> Store:
-        if self.data is not None:
-            store = open_store(context.directory / self.data)
-            self._check_store(store.meta, teacher, context.directory / self.data)
-            return store
+    def _store(self, context: Context, teacher: Teacher, given: Store | None) -> Store:
+        if given is not None:
+            self._check_store(given.meta, teacher, given.directory)
+            return given
         meta = dataset_meta(
             self.environment,
             teacher.digest,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import math
 import zipfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -282,7 +281,5 @@ def _digest(network: nn.Module) -> str:
     hashed.update(str(network).encode())
     for name, tensor in sorted(network.state_dict().items()):
         hashed.update(f"{name} {tuple(tensor.shape)}".encode())
-        hashed.update(
-            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if math.prod(tensor.shape) else b""
-        )
+        hashed.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return hashed.hexdigest()
