@@ -1,0 +1,257 @@
+"""The processes of one run: one, or several that share every step (data parallel).
+
+A loss is a sum over samples divided by counts over all processes, so that masks and uneven shards average right:
+local sums are divided by global counts, gradients are summed. Two processes then give the gradients of one.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sobolev.errors import SobolevError
+from sobolev.vocabulary import Mean, Term
+
+_GRACE = 30.0  # seconds that the other processes get after one has failed
+
+
+class World:
+    """A single process; `Processes` overrides what several have to agree on.
+
+    Attributes:
+        rank: number of this process.
+        size: how many there are.
+        device: where this process computes.
+    """
+
+    rank = 0
+    size = 1
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process records."""
+        return self.rank == 0
+
+    def total(self, terms: Sequence[Term]) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss for backward (local sums over global counts) and global values for the records.
+
+        The values are each term's mean without its weight, by name, and the weighted ``loss``. A term that has no
+        sample anywhere contributes 0.
+        """
+        if not terms:
+            return torch.zeros((), device=self.device), {"loss": 0.0}
+        packed = torch.stack([t.sum.detach().double() for t in terms] + [t.count.detach().double() for t in terms])
+        numbers = self.sum(packed).tolist()
+        sums, counts = numbers[: len(terms)], numbers[len(terms) :]
+        loss: Tensor = torch.zeros((), dtype=terms[0].sum.dtype, device=terms[0].sum.device)
+        values = {"loss": 0.0}
+        for term, total, count in zip(terms, sums, counts, strict=True):
+            share = 1.0 / count if count else 0.0
+            loss = loss + term.sum * (term.weight * share)
+            values[term.name] = total * share
+            values["loss"] += term.weight * total * share
+        return loss, values
+
+    def means(self, means: Mapping[str, Mean]) -> dict[str, float]:
+        """Return global means by name; a name that some process lacks counts there as empty."""
+        names = self._all_names(means)
+        if not names:
+            return {}
+        zero = Mean(torch.zeros(()), torch.zeros(()))
+        local = [means.get(name, zero) for name in names]
+        device = self.device if self.device.type != "mps" else torch.device("cpu")  # it has no float64
+        packed = torch.stack([part.to(device).double() for m in local for part in (m.sum, m.count)])
+        numbers = self.sum(packed).tolist()
+        return {
+            name: total / count if count else float("nan")
+            for name, total, count in zip(names, numbers[::2], numbers[1::2], strict=True)
+        }
+
+    def _all_names(self, means: Mapping[str, Mean]) -> list[str]:
+        return list(means)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        return tensor
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace every gradient by its sum over all processes."""
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+        return bool(flag)
+
+    def broadcast(self, module: nn.Module) -> None:
+        """Give every process the first one's parameters and buffers."""
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+
+    def shard(self, ids: Tensor) -> Tensor:
+        """Return this process's part of a batch; parts may be uneven, or empty."""
+        return ids.tensor_split(self.size)[self.rank]
+
+    def close(self) -> None:
+        """Leave."""
+
+
+class Processes(World):
+    """Several processes, connected by ``torch.distributed``."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.rank = dist.get_rank()
+        self.size = dist.get_world_size()
+
+    def _all_names(self, means: Mapping[str, Mean]) -> list[str]:
+        gathered: list[list[str]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(gathered, list(means))
+        return list(dict.fromkeys(name for names in gathered for name in names))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes."""
+        tensor = tensor.clone()
+        dist.all_reduce(tensor)
+        return tensor
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace every gradient by its sum; one that exists nowhere stays None, as in one process."""
+        for dtype in sorted({p.dtype for p in parameters}, key=str):
+            group = [p for p in parameters if p.dtype == dtype]
+            present = torch.tensor([float(p.grad is not None) for p in group], dtype=dtype, device=group[0].device)
+            parts = [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in group]
+            flat = self.sum(torch.cat([*parts, present]))
+            *summed, present = flat.split([p.numel() for p in group] + [len(group)])
+            for parameter, gradient, somewhere in zip(group, summed, present.tolist(), strict=True):
+                parameter.grad = gradient.view_as(parameter) if somewhere else None
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is set in any process."""
+        tensor = torch.tensor(int(flag), dtype=torch.int32, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return bool(tensor.item())
+
+    def broadcast(self, module: nn.Module) -> None:
+        """Give every process the first one's parameters and buffers."""
+        with torch.no_grad():
+            for tensor in (*module.parameters(), *module.buffers()):
+                dist.broadcast(tensor, 0)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        dist.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def connect(device: str = "auto") -> World:
+    """Return the world of this process: torchrun's, or itself alone.
+
+    Args:
+        device: ``auto`` (an accelerator where there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        SobolevError: there is no such device.
+    """
+    chosen = _device(device)
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return World(chosen)
+    if not dist.is_initialized():
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(chosen)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Processes(chosen)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise SobolevError(f"--device {name}: expected auto, cpu, cuda, cuda:<number> or mps") from None
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(device.type, False):
+        raise SobolevError(f"--device {name}: there is no such device on this machine; use auto or cpu")
+    return device
+
+
+def launch(devices: int, argv: Sequence[str]) -> int:
+    """Run ``sobolev`` with these arguments in several processes on this machine; return the exit code.
+
+    The first process speaks; what the others write to stderr is shown only if the first one did not fail itself.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices)}
+    shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
+    command = [sys.executable, "-m", "sobolev", *argv]
+    with tempfile.TemporaryFile("w+") as silent:
+        processes = [
+            subprocess.Popen(
+                command,
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stdout=None if rank == 0 else subprocess.DEVNULL,
+                stderr=None if rank == 0 else silent,
+            )
+            for rank in range(devices)
+        ]
+
+        def forward(signum: int, _: Any) -> None:
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(signum)
+
+        handlers = {s: signal.signal(s, forward) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+        try:
+            code, blamed = _wait(processes)
+        finally:
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+        if code and blamed:
+            silent.seek(0)
+            sys.stderr.write(silent.read())
+    return code
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
+    """Wait for all; after a failure the others get some time and are then ended. Returns (exit code, whose)."""
+    failed: tuple[int, int] | None = None
+    deadline = float("inf")
+    while any(process.poll() is None for process in processes):
+        for rank, process in enumerate(processes):
+            code = process.poll()
+            if code and failed is None:
+                failed = (code if code > 0 else 128 - code, rank)
+                deadline = time.monotonic() + _GRACE
+        if time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    codes = [process.returncode for process in processes]
+    if failed is None:
+        failed = next(((c if c > 0 else 128 - c, rank) for rank, c in enumerate(codes) if c), (0, 0))
+    return failed
