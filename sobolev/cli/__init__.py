@@ -81,13 +81,13 @@ def host_of(ctx: click.Context) -> Any:
 @click.option("--trace-hooks", is_flag=True, is_eager=True, help="Print every hook call and what it registers.")
 @click.version_option(package_name="sobolev", prog_name="sobolev")
 def cli(plugins_dir: Path | None, trace_hooks: bool) -> None:
-    r"""Train networks to match a target's values and its derivatives.
+    """Train networks to match a target's values and its derivatives.
 
     \b
       sobolev run recipes/quickstart.yaml     train, compare, draw
       sobolev list                            what recipes can name
       sobolev show mccormick                  a component and its options
-    """
+    """  # noqa: D301
 
 
 def main() -> None:

@@ -36,11 +36,13 @@ class Measurer:
         self.head = head
         self.site = site
         self.policy = policy
-        self.names = tuple(inspect.signature(module.forward).parameters)
+        named = [name for name in inspect.signature(module.forward).parameters if name in site.inputs]
+        # A module that calls its argument otherwise (nn.Sequential) gets the only input.
+        self.names = tuple(named) if named or len(site.inputs) > 1 else tuple(site.inputs)
 
     def value(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the value ``(B, m)`` after the head."""
-        return self.head(self.module(*(inputs[name] for name in self.names if name in inputs)), inputs)
+        return self.head(self.module(*(inputs[name] for name in self.names)), inputs)
 
     def measure(
         self, points: Points, probe: Probe, create_graph: bool = True, detached: frozenset[Key] = frozenset()

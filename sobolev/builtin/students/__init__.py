@@ -1,0 +1,38 @@
+"""Built-in students, as light factories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from sobolev.hookspecs import Register
+
+if TYPE_CHECKING:
+    from sobolev.components import Student
+
+Activation = Literal["relu", "leaky-relu", "elu", "tanh", "sigmoid", "softplus", "silu", "gelu"]
+
+
+def mlp(
+    *,
+    hidden: Annotated[list[Annotated[int, Field(ge=1)]], Field(description="units of each hidden layer")] = [256, 256],  # noqa: B006
+    activation: Annotated[Activation, Field(description="after every hidden layer")] = "relu",
+) -> Student:
+    """Fully connected network; the paper's regression student has two hidden layers of 256 ReLU units."""
+    from sobolev.builtin.students.mlp import MLP
+
+    return MLP(hidden, activation)
+
+
+def null() -> Student:
+    """Student without parameters that answers 0, for arms that train none."""
+    from sobolev.builtin.students.mlp import Null
+
+    return Null()
+
+
+def students(register: Register) -> None:
+    """Register the built-in students."""
+    register("mlp", mlp)
+    register("null", null)

@@ -1,0 +1,48 @@
+"""Built-in targets, as light factories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from sobolev.hookspecs import Register
+
+if TYPE_CHECKING:
+    from sobolev.components import Target
+
+Sampling = Literal["uniform", "sobol", "latin-hypercube"]
+_SUMMARIES = {
+    "ackley": "Ackley's function on [-5, 5]^d: waves on a cone.",
+    "beale": "Beale's function on [-4.5, 4.5]^2: a valley between steep corners.",
+    "booth": "Booth's function on [-10, 10]^2: a quadratic bowl.",
+    "bukin": "Bukin's function No. 6 on [-15, -5] x [-3, 3]: a sharp curved ridge.",
+    "mccormick": "McCormick's function on [-1.5, 4] x [-3, 4].",
+    "rosenbrock": "Rosenbrock's function on [-2, 2]^d: a curved valley.",
+    "styblinski-tang": "Styblinski-Tang function on [-5, 5]^d: four basins in two dimensions.",
+}
+
+
+def _function(name: str) -> Callable[..., Target]:
+    def factory(
+        *,
+        train: Annotated[int, Field(ge=1, description="training points, drawn anew for every seed")] = 100,
+        test: Annotated[int, Field(ge=0, description="test points, the same for all runs")] = 10_000,
+        validation: Annotated[int, Field(ge=0, description="validation points, the same for all runs")] = 0,
+        dimension: Annotated[int, Field(ge=2, description="d, where the function generalises")] = 2,
+        sampling: Annotated[Sampling, Field(description="design of the training points")] = "uniform",
+    ) -> Target:
+        from sobolev.builtin.targets.functions import FunctionTarget
+
+        return FunctionTarget(name, train, test, validation, dimension, sampling)
+
+    factory.__doc__ = _SUMMARIES[name] + "\n\n    One of the paper's benchmark functions (section 4.1, supplement 2)."
+    factory.__name__ = factory.__qualname__ = name.replace("-", "_")
+    return factory
+
+
+def targets(register: Register) -> None:
+    """Register the built-in targets."""
+    for name in _SUMMARIES:
+        register(name, _function(name))
