@@ -32,6 +32,7 @@ class DigitsSource:
     size: int
     teacher_steps: int
     teacher_seed: int
+    teacher_count: int
     train_count: int
     validation_count: int
     scale: float = field(default=1.0, init=False)
@@ -52,18 +53,20 @@ class DigitsSource:
         self.shape = (1, self.size, self.size)
         order = np.random.default_rng(0).permutation(len(self._labels))
         held = self.train_count + self.validation_count
-        if held >= len(order):
-            raise DataError(f"{held} digits train and validate, there are {len(order)}: none is left to test")
+        seen = max(held, self.teacher_count)
+        if seen >= len(order):
+            raise DataError(f"{seen} digits train teacher or student, there are {len(order)}: none is left to test")
+        self._teacher_rows = order[: self.teacher_count]
         self.rows = {
             "train": order[: self.train_count],
             "validation": order[self.train_count : held],
-            "test": order[held:],
+            "test": order[seen:],
         }
         self.teacher = self._teacher(context)
 
     def _teacher(self, context: Context) -> Teacher:
         network = self._network()
-        told = [self.teacher_name, self.size, self.teacher_steps, self.teacher_seed, self.train_count]
+        told = [self.teacher_name, self.size, self.teacher_steps, self.teacher_seed, self.teacher_count]
         key = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
         directory = context.cache / "teachers" / f"digits-{key}"
         with alone(directory):
@@ -100,7 +103,7 @@ class DigitsSource:
         """Adam with a learning rate that falls to 0, batches of 64."""
         generator = torch.Generator().manual_seed(self.teacher_seed)
         images, labels = torch.from_numpy(self._images), torch.from_numpy(self._labels)
-        rows = torch.from_numpy(self.rows["train"])
+        rows = torch.from_numpy(self._teacher_rows)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, self.teacher_steps)
         network.train()

@@ -25,14 +25,12 @@ def film(
     sticky: float = 0.0,
     seed: int = 0,
     most_frames: int = 400,
-    say: Callable[[str], None] = print,
 ) -> bool:
     """Write the first decisions of one game as a GIF: the frames that the policy sees, enlarged.
 
     Only environments with frames are filmed; returns whether it did.
     """
     if not environment.frames:
-        say(f"no film of {environment.name}: its observations are no frames")
         return False
     from PIL import Image
 

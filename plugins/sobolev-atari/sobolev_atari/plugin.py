@@ -22,7 +22,8 @@ def distillation(
         str | None, Field(description="what is played; by default what the teacher's card says")
     ] = None,
     network: Annotated[
-        Student | None, Kind("student"), Field(description="network of a .safetensors file without a card of its own")
+        Annotated[Student, Kind("student")] | None,
+        Field(description="network of a .safetensors file without a card of its own"),
     ] = None,
     data: Annotated[
         str | None, Field(description="folder from `sobolev collect`; by default collected when needed")
@@ -78,6 +79,9 @@ def classifier(
     ] = "mlp",
     size: Annotated[int, Field(ge=8, le=224, description="side of the images, enlarged from 8")] = 8,
     teacher_steps: Annotated[int, Field(ge=1, description="Adam steps that train the teacher")] = 1500,
+    teacher_train: Annotated[
+        int, Field(ge=1, description="digits that train the teacher, the student's too")
+    ] = 1000,
     teacher_seed: Annotated[int, Field(ge=0, description="of the teacher's weights and batches")] = 0,
     train: Annotated[int, Field(ge=1, description="digits that train")] = 200,
     validation: Annotated[int, Field(ge=0, description="digits that validate")] = 0,
@@ -88,7 +92,7 @@ def classifier(
     from sobolev_atari.classifiers import DigitsSource
     from sobolev_atari.distillation import Distillation
 
-    source = DigitsSource(teacher, size, teacher_steps, teacher_seed, train, validation)
+    source = DigitsSource(teacher, size, teacher_steps, teacher_seed, teacher_train, train, validation)
     return Distillation(source, temperature=temperature, memory=memory)
 
 

@@ -156,7 +156,7 @@ class PolicySource:
 
         score = evaluate(play, self.environment, episodes=self.episodes, sticky=self.sticky, seed=context.seed + 20_000)
         if self.gif and context.output is not None:
-            film(play, self.environment, context.output / "figures" / "play.gif", sticky=self.sticky, say=context.say)
+            film(play, self.environment, context.output / "figures" / "play.gif", sticky=self.sticky)
         found = {"score": score.mean, "score-spread": score.spread, "score-episodes": float(self.episodes)}
         if "return_mean" in self.teacher.card:
             found["teacher-score"] = float(self.teacher.card["return_mean"])

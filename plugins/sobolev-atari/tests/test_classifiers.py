@@ -30,8 +30,8 @@ def prepared(tmp_path: Path, **options: object) -> Distillation:
 
 
 def test_the_teacher_is_trained_once_and_knows_digits(tmp_path: Path) -> None:
-    target = prepared(tmp_path, teacher_steps=200, train=300, validation=50)
-    assert [target.size(s) for s in ("train", "validation", "test")] == [300, 50, 1447]
+    target = prepared(tmp_path, teacher_steps=200, teacher_train=500, train=300, validation=50)
+    assert [target.size(s) for s in ("train", "validation", "test")] == [300, 50, 1297]
 
     class Perfect:
         def value(self, site: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -39,12 +39,12 @@ def test_the_teacher_is_trained_once_and_knows_digits(tmp_path: Path) -> None:
 
     found = target.finish(Perfect())  # type: ignore[arg-type]
     assert found["accuracy"] == found["teacher-accuracy"] > 0.85
-    again = prepared(tmp_path, teacher_steps=200, train=300, validation=50)
+    again = prepared(tmp_path, teacher_steps=200, teacher_train=500, train=300, validation=50)
     assert again.version == target.version
 
 
 def test_digits_are_split_without_overlap(tmp_path: Path) -> None:
-    rows = prepared(tmp_path, teacher_steps=1, train=300, validation=50).source.rows
+    rows = prepared(tmp_path, teacher_steps=1, teacher_train=350, train=300, validation=50).source.rows
     assert len(np.unique(np.concatenate(list(rows.values())))) == 1797
 
 
