@@ -1,9 +1,50 @@
-"""Built-in reports, as light factories."""
+"""Built-in reports, as light factories: numbers are recorded by each run, drawn when all runs are there."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
 from sobolev.hookspecs import Register
+
+if TYPE_CHECKING:
+    from sobolev.components import Report
+
+
+def surface(
+    *,
+    grid: Annotated[int, Field(ge=5, description="points along each axis")] = 61,
+    seed: Annotated[int | None, Field(description="which seed is drawn; the first by default")] = None,
+) -> Report:
+    """Surface and gradient field of the target and of every variant (the paper's Figure 3)."""
+    from sobolev.builtin.reports.surface import Surface
+
+    return Surface(grid, seed)
+
+
+def bars(
+    *,
+    metrics: Annotated[list[str], Field(description="which; all held-out errors by default")] = [],  # noqa: B006
+) -> Report:
+    """Held-out errors of every variant, one point per seed, on a logarithmic axis (the paper's Figure 2)."""
+    from sobolev.builtin.reports.bars import Bars
+
+    return Bars(metrics)
+
+
+def curves(
+    *,
+    metrics: Annotated[list[str], Field(description="which; training loss and evaluated errors by default")] = [],  # noqa: B006
+) -> Report:
+    """Learning curves: median over seeds with a band from the least to the greatest."""
+    from sobolev.builtin.reports.curves import Curves
+
+    return Curves(metrics)
 
 
 def reports(register: Register) -> None:
     """Register the built-in reports."""
+    register("surface", surface)
+    register("bars", bars)
+    register("curves", curves)

@@ -1,0 +1,123 @@
+"""The paper's Figure 3: surfaces over their gradient fields, for inputs of two dimensions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sobolev.builtin.reports.style import save
+from sobolev.components import Report, RunRecord, Trained
+
+_ARROWS = 16  # along each axis
+
+
+class Surface(Report):
+    """Target and student on a grid: the value as a surface, the gradient as a field under it."""
+
+    name: ClassVar[str] = "surface"
+
+    def __init__(self, grid: int, seed: int | None) -> None:
+        self.grid = grid
+        self.seed = seed
+
+    def record(self, trained: Trained) -> Mapping[str, np.ndarray] | None:
+        """Return values and gradients on a grid; None where the input has not two dimensions or no box."""
+        for site, axes in trained.axes.items():
+            shape = next(iter(trained.sites[site].inputs.values()))
+            if axes is None or axes.low is None or axes.high is None or shape != (2,) or len(axes.outputs) != 1:
+                continue
+            x = np.linspace(axes.low[0], axes.high[0], self.grid)
+            y = np.linspace(axes.low[1], axes.high[1], self.grid)
+            points = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+            name = next(iter(trained.sites[site].inputs))
+            value, gradients = trained.student(site, {name: points})
+            arrays = {"x": x, "y": y, "value": value[:, 0], "gradient": _gradient(gradients, name, points)}
+            if trained.target is not None:
+                value, gradients = trained.target(site, {name: points})
+                arrays |= {"target_value": value[:, 0], "target_gradient": _gradient(gradients, name, points)}
+            samples = trained.samples("train", 200).get(site)
+            if samples is not None:
+                arrays["samples"] = samples[name]
+            arrays["labels"] = np.array([*axes.inputs, *axes.outputs])
+            return arrays
+        return None
+
+    def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
+        """Draw the target and one run of every variant side by side."""
+        columns = self._columns(runs)
+        if not columns:
+            return []
+        figure = Figure(figsize=(4.2 * len(columns), 7.6))
+        shown = columns[0][1]["value"]  # the target gives the scale of all
+        low, high = float(shown.min()), float(shown.max())
+        for i, (title, data) in enumerate(columns):
+            self._surface(figure, len(columns), i, title, data, low, high)
+            self._field(figure, len(columns), i, data, low, high)
+        figure.subplots_adjust(left=0.045, right=0.985, bottom=0.07, top=0.98, wspace=0.16, hspace=0.02)
+        return [save(figure, directory, "surface")]
+
+    def _columns(self, runs: Sequence[RunRecord]) -> list[tuple[str, dict[str, Any]]]:
+        chosen: dict[str, RunRecord] = {}
+        for run in sorted(runs, key=lambda r: r.seed):
+            if self.seed in (None, run.seed) and (run.directory / "records" / "surface.npz").is_file():
+                chosen.setdefault(run.variant, run)
+        columns: list[tuple[str, dict[str, Any]]] = []
+        for variant in dict.fromkeys(run.variant for run in runs):
+            if variant not in chosen:
+                continue
+            with np.load(chosen[variant].directory / "records" / "surface.npz", allow_pickle=False) as stored:
+                data = {name: stored[name] for name in stored.files}
+            if not columns and "target_value" in data:
+                target = {**data, "value": data["target_value"], "gradient": data["target_gradient"]}
+                columns.append(("target", target))
+            columns.append((variant, data))
+        return columns
+
+    def _surface(
+        self, figure: Figure, count: int, i: int, title: str, data: Mapping[str, Any], low: float, high: float
+    ) -> None:
+        axes: Any = figure.add_subplot(2, count, i + 1, projection="3d")
+        x, y = np.meshgrid(data["x"], data["y"])
+        z = data["value"].reshape(x.shape)
+        axes.plot_surface(
+            x, y, np.clip(z, low, high), cmap="viridis", vmin=low, vmax=high, rcount=60, ccount=60,
+            linewidth=0, antialiased=True,
+        )  # fmt: skip
+        if "samples" in data and title == "target":
+            samples = data["samples"]
+            axes.scatter(samples[:, 0], samples[:, 1], np.full(len(samples), low), s=8, color="black", depthshade=False)
+        axes.set_zlim(low, high)
+        axes.view_init(elev=32, azim=-60)
+        axes.set_title(title, fontsize=13, y=0.98)
+        axes.set_xlabel(str(data["labels"][0]))
+        axes.set_ylabel(str(data["labels"][1]))
+        axes.tick_params(labelsize=8, pad=0)
+        axes.set_box_aspect((1, 1, 0.75), zoom=1.12)
+
+    def _field(self, figure: Figure, count: int, i: int, data: Mapping[str, Any], low: float, high: float) -> None:
+        axes = figure.add_subplot(2, count, count + i + 1)
+        x, y = data["x"], data["y"]
+        z = data["value"].reshape(len(y), len(x))
+        axes.contourf(x, y, np.clip(z, low, high), levels=np.linspace(low, high, 25), cmap="viridis", alpha=0.55)
+        every = max(1, len(x) // _ARROWS)
+        gradient = data["gradient"].reshape(len(y), len(x), 2)[::every, ::every]
+        # Directions are what the eye compares; lengths are compressed so that steep corners do not hide the rest.
+        length = np.linalg.norm(gradient, axis=-1, keepdims=True)
+        arrows = gradient / np.maximum(length, 1e-12) * np.log1p(length)
+        axes.quiver(x[::every], y[::every], arrows[..., 0], arrows[..., 1], pivot="mid", width=0.004, color="#222222")
+        if "samples" in data:
+            samples = data["samples"]
+            axes.plot(samples[:, 0], samples[:, 1], "o", ms=4, mfc="white", mec="black", mew=0.8)
+        axes.set_xlabel(str(data["labels"][0]))
+        if i == 0:
+            axes.set_ylabel(str(data["labels"][1]))
+        axes.tick_params(labelsize=8)
+
+
+def _gradient(gradients: Mapping[str, np.ndarray], name: str, points: np.ndarray) -> np.ndarray:
+    found = gradients.get(name)
+    return np.zeros_like(points) if found is None else found[:, 0]
