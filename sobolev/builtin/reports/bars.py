@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.style import colours, save
+from sobolev.builtin.reports.style import colours, log_axis, save
 from sobolev.compare import compare
 from sobolev.components import Report, RunRecord
 
@@ -44,7 +44,7 @@ class Bars(Report):
                 spread = np.linspace(-0.12, 0.12, len(values)) if len(values) > 1 else np.zeros(1)
                 axes.plot(j + spread, values, "o", ms=4, mfc="white", mec="black", mew=0.9)
             if positive:
-                axes.set_yscale("log")
+                log_axis(axes)
             axes.set_xticks(range(len(variants)), variants, rotation=0 if len(variants) < 4 else 30)
             axes.set_xlim(-0.6, len(variants) - 0.4)
             axes.set_title(metric, fontsize=10)

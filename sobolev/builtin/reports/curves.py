@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.style import colours, save
+from sobolev.builtin.reports.style import colours, log_axis, save
 from sobolev.components import Report, RunRecord
 from sobolev.rundir import read_metrics
 
@@ -43,7 +43,7 @@ class Curves(Report):
                 axes.plot(steps, middle, color=palette[variant], label=variant, lw=1.6)
                 axes.fill_between(steps, low, high, color=palette[variant], alpha=0.2, lw=0)
             if positive:
-                axes.set_yscale("log")
+                log_axis(axes)
             axes.set_title(metric, fontsize=10)
             axes.set_xlabel("step")
             axes.spines[["top", "right"]].set_visible(False)

@@ -51,13 +51,13 @@ class Surface(Report):
         columns = self._columns(runs)
         if not columns:
             return []
-        figure = Figure(figsize=(4.2 * len(columns), 7.6))
+        figure = Figure(figsize=(4.2 * len(columns), 8.2))
         shown = columns[0][1]["value"]  # the target gives the scale of all
         low, high = float(shown.min()), float(shown.max())
         for i, (title, data) in enumerate(columns):
             self._surface(figure, len(columns), i, title, data, low, high)
             self._field(figure, len(columns), i, data, low, high)
-        figure.subplots_adjust(left=0.045, right=0.985, bottom=0.07, top=0.98, wspace=0.16, hspace=0.02)
+        figure.subplots_adjust(left=0.05, right=0.97, bottom=0.07, top=0.95, wspace=0.2, hspace=0.08)
         return [save(figure, directory, "surface")]
 
     def _columns(self, runs: Sequence[RunRecord]) -> list[tuple[str, dict[str, Any]]]:
@@ -92,11 +92,11 @@ class Surface(Report):
             axes.scatter(samples[:, 0], samples[:, 1], np.full(len(samples), low), s=8, color="black", depthshade=False)
         axes.set_zlim(low, high)
         axes.view_init(elev=32, azim=-60)
-        axes.set_title(title, fontsize=13, y=0.98)
+        axes.set_title(title, fontsize=14, y=1.02)
         axes.set_xlabel(str(data["labels"][0]))
         axes.set_ylabel(str(data["labels"][1]))
         axes.tick_params(labelsize=8, pad=0)
-        axes.set_box_aspect((1, 1, 0.75), zoom=1.12)
+        axes.set_box_aspect((1, 1, 0.75), zoom=0.98)
 
     def _field(self, figure: Figure, count: int, i: int, data: Mapping[str, Any], low: float, high: float) -> None:
         axes = figure.add_subplot(2, count, count + i + 1)
