@@ -117,7 +117,7 @@ class CutNetwork:
         before: list[Tensor] = []
         for i, end in enumerate([*made.ends, made.logits]):
             start = made.starts[i - 1] if i else x
-            found = torch.autograd.grad(end.sum(), [*before, start, *parameters], allow_unused=True)
+            found = torch.autograd.grad(end.sum(), [*before, start, *parameters], retain_graph=True, allow_unused=True)
             if any(gradient is not None for gradient in found[: len(before)]):
                 raise ComponentError(
                     f"target.split: the layers {', '.join(self.layers)} do not cut the network: something passes "
