@@ -39,7 +39,7 @@ class Generated(_Strict):
     train: int = Field(5000, ge=10, description="training images, validation included")
     validation: int = Field(0, ge=0, description="of them held out")
     test: int = Field(1000, ge=1, description="test images")
-    noise: float = Field(0.5, ge=0, description="how much noise hides the pattern of a class")
+    noise: float = Field(0.1, ge=0, description="standard deviation of noise; the range of colours is 1")
     seed: int = Field(0, ge=0, description="of patterns and noise")
     augment: bool = Field(False, description="as for CIFAR")
 
