@@ -46,11 +46,11 @@ class World:
         """Whether this process records."""
         return self.rank == 0
 
-    def total(self, terms: Sequence[Term]) -> tuple[Tensor, dict[str, float]]:
+    def total(self, terms: Sequence[Term], own: bool = False) -> tuple[Tensor, dict[str, float]]:
         """Return the loss for backward (local sums over global counts) and global values for the records.
 
         The values are each term's mean without its weight, by name, and the weighted ``loss``. A term that has no
-        sample anywhere contributes 0.
+        sample anywhere contributes 0. With ``own`` the loss is the mean over this process's samples alone.
         """
         if not terms:
             return torch.zeros((), device=self.device), {"loss": 0.0}
@@ -61,7 +61,8 @@ class World:
         values = {"loss": 0.0}
         for term, total, count in zip(terms, sums, counts, strict=True):
             share = 1.0 / count if count else 0.0
-            loss = loss + term.sum * (term.weight * share)
+            scale = (term.count > 0) / term.count.clamp_min(1e-30) if own and self.size > 1 else share
+            loss = loss + term.sum * (term.weight * scale)
             values[term.name] = total * share
             values["loss"] += term.weight * total * share
         return loss, values
@@ -97,6 +98,13 @@ class World:
 
     def broadcast(self, module: nn.Module) -> None:
         """Give every process the first one's parameters and buffers."""
+
+    def share(self, module: nn.Module) -> None:
+        """Let the processes of this machine hold one copy of the parameters, which each changes as it likes.
+
+        Raises:
+            SobolevError: the processes are on several machines, or compute on accelerators.
+        """
 
     def barrier(self) -> None:
         """Wait for all processes."""
@@ -151,6 +159,43 @@ class Processes(World):
             for tensor in (*module.parameters(), *module.buffers()):
                 dist.broadcast(tensor, 0)
 
+    def share(self, module: nn.Module) -> None:
+        """Move the parameters into one file-backed tensor; the file has no name any more when this returns."""
+        machines: list[str] = [""] * self.size
+        dist.all_gather_object(machines, f"{socket.gethostname()} ({self.device.type})")
+        if self.device.type != "cpu" or len(set(machines)) > 1:
+            raise SobolevError(
+                "train.update: hogwild: parameters are shared through the memory of one machine, by processes on its "
+                f"CPUs; these run on {', '.join(sorted(set(machines)))}. Use one machine and --device cpu, or "
+                "'update: sync'"
+            )
+        parameters = list(module.parameters())
+        for dtype in sorted({p.dtype for p in parameters}, key=str):
+            self._share([p for p in parameters if p.dtype == dtype], dtype)
+
+    def _share(self, parameters: Sequence[nn.Parameter], dtype: torch.dtype) -> None:
+        starts = [0]
+        for parameter in parameters:  # each begins at a multiple of 64 bytes or more
+            starts.append(starts[-1] + -(-parameter.numel() // 64) * 64)
+        name = [""]
+        if self.first:
+            folder = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+            descriptor, name[0] = tempfile.mkstemp(prefix="sobolev-", dir=folder)
+            os.close(descriptor)
+        dist.broadcast_object_list(name)
+        if self.first:
+            shared = torch.from_file(name[0], shared=True, size=starts[-1], dtype=dtype)
+            for parameter, start in zip(parameters, starts, strict=False):
+                shared[start : start + parameter.numel()] = parameter.detach().flatten()
+        dist.barrier()
+        if not self.first:
+            shared = torch.from_file(name[0], shared=True, size=starts[-1], dtype=dtype)
+        dist.barrier()
+        if self.first:
+            os.unlink(name[0])
+        for parameter, start in zip(parameters, starts, strict=False):
+            parameter.data = shared[start : start + parameter.numel()].view_as(parameter)
+
     def barrier(self) -> None:
         """Wait for all processes."""
         dist.barrier()
@@ -198,15 +243,20 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
 def launch(devices: int, argv: Sequence[str]) -> int:
     """Run ``sobolev`` with these arguments in several processes on this machine; return the exit code.
 
     The first process speaks; what the others write to stderr is shown only if the first one did not fail itself.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(devices)}
+    shared = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(devices)}
     shared.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // devices)))
     command = [sys.executable, "-m", "sobolev", *argv]
     with tempfile.TemporaryFile("w+") as silent:
@@ -234,6 +284,11 @@ def launch(devices: int, argv: Sequence[str]) -> int:
         if code and blamed:
             silent.seek(0)
             sys.stderr.write(silent.read())
+        if code > 128 and processes[blamed].returncode < 0:
+            sys.stderr.write(
+                f"process {blamed} of {devices} was killed by signal {code - 128}; the same command continues "
+                "from the last checkpoint\n"
+            )
     return code
 
 

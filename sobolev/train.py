@@ -108,7 +108,10 @@ class Trainer:
         self.schedule: Any = None
         self._step = 0
         self._learns = type(experiment.target).advance is not Target.advance
+        self._hogwild = self.recipe.update == "hogwild" and self.world.size > 1
         self._check_combination()
+        if self._hogwild:
+            self.world.share(experiment.module)
 
     def _check_combination(self) -> None:
         coupled = self._learns or "prediction" in self.experiment.target.needs
@@ -118,6 +121,12 @@ class Trainer:
             raise ComponentError(
                 f"{what}: the target {self.experiment.plan.recipe.target['use']!r} answers or learns from each "
                 "prediction, which must then be made once per step; use a larger batch, or another optimizer"
+            )
+        if self.recipe.update == "hogwild" and (closures or self.recipe.ema):
+            what = "the optimizer lbfgs" if closures else "train.ema"
+            raise ComponentError(
+                f"{what} and train.update: hogwild exclude each other: processes that change one set of parameters "
+                "without waiting have no common step; use 'update: sync'"
             )
 
     # -- the run ---------------------------------------------------------------------------------------------------
@@ -208,14 +217,15 @@ class Trainer:
                 ]
                 if counts:
                     terms = [replace(term, count=counts[term.name]) for term in terms]
-                loss, recorded = self.world.total(terms)
+                loss, recorded = self.world.total(terms, own=self._hogwild)
                 if first and not math.isfinite(recorded["loss"]):
                     self._nonfinite(step, part, prediction, reference)
                 if loss.requires_grad:
                     loss.backward()
                 for name, value in recorded.items():
                     values[name] = values.get(name, 0.0) + value
-            self.world.sum_gradients(self.parameters)
+            if not self._hogwild:
+                self.world.sum_gradients(self.parameters)
             if self.recipe.clip:
                 torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
             return values["loss"]
@@ -286,6 +296,7 @@ class Trainer:
     # -- evaluation and the end ------------------------------------------------------------------------------------
 
     def _evaluate(self, step: int) -> dict[str, float]:
+        self._settle()
         with self._evaluated_weights():
             metrics: dict[str, float] = {}
             for split in default_splits(self.experiment):
@@ -293,7 +304,13 @@ class Trainer:
             self.latest = {**self.latest, **metrics}
             self.recorder.log(step, metrics)
             self._judge(step, metrics)
+        self._settle()
         return metrics
+
+    def _settle(self) -> None:
+        """Wait until nobody changes parameters that are shared."""
+        if self._hogwild:
+            self.world.barrier()
 
     def _judge(self, step: int, metrics: Mapping[str, float]) -> None:
         """Keep the best student; count evaluations without improvement."""
@@ -385,6 +402,7 @@ class Trainer:
         if self.averaged:
             self.averaged.load_state_dict(loaded.state["averaged"])
         self._step = loaded.step
+        self._settle()
 
     def _restore_phase(self, state: Mapping[str, Any]) -> None:
         """Restore optimizer and schedule; empty where the checkpoint stands at the end of the phase before."""

@@ -52,7 +52,7 @@ class Train(_Strict):
     clip: float | None = Field(None, gt=0, description="bound of the gradient norm over the whole student")
     accumulate: int = Field(1, ge=1, description="micro-batches per step")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of averaged weights, used in evaluation")
-    update: Literal["sync", "hogwild"] = Field("sync", description="how several processes share a student")
+    update: Literal["sync", "hogwild"] = Field("sync", description="processes sum gradients, or share parameters")
     compile: Literal["auto", "never"] = Field("auto", description="compile derivative engines where the rule says so")
     log_every: int | None = Field(None, ge=1, description="steps between records; by default 200 per run")
     stop: EarlyStop | None = Field(None, description="early stopping")
