@@ -58,6 +58,11 @@ def sobolev(
     return SobolevObjective(head, value, derivatives)
 
 
+# Bound here: importing a module of this package replaces the package's attribute of the same name.
+_OBJECTIVES = {"sobolev": sobolev}
+
+
 def objectives(register: Register) -> None:
     """Register the objective."""
-    register("sobolev", sobolev)
+    for name, factory in _OBJECTIVES.items():
+        register(name, factory)

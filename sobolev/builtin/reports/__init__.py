@@ -43,8 +43,11 @@ def curves(
     return Curves(metrics)
 
 
+# Bound here: importing a module of this package replaces the package's attribute of the same name.
+_REPORTS = {"surface": surface, "bars": bars, "curves": curves}
+
+
 def reports(register: Register) -> None:
     """Register the built-in reports."""
-    register("surface", surface)
-    register("bars", bars)
-    register("curves", curves)
+    for name, factory in _REPORTS.items():
+        register(name, factory)

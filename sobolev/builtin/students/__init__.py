@@ -32,7 +32,11 @@ def null() -> Student:
     return Null()
 
 
+# Bound here: importing a module of this package replaces the package's attribute of the same name.
+_STUDENTS = {"mlp": mlp, "null": null}
+
+
 def students(register: Register) -> None:
     """Register the built-in students."""
-    register("mlp", mlp)
-    register("null", null)
+    for name, factory in _STUDENTS.items():
+        register(name, factory)

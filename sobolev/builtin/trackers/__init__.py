@@ -22,6 +22,11 @@ def console(
     return Console(every)
 
 
+# Bound here: importing a module of this package replaces the package's attribute of the same name.
+_TRACKERS = {"console": console}
+
+
 def trackers(register: Register) -> None:
     """Register the built-in trackers."""
-    register("console", console)
+    for name, factory in _TRACKERS.items():
+        register(name, factory)
