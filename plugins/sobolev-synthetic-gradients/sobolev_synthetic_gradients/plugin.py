@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from sobolev import Kind, Register, Student, Target, hookimpl
+from sobolev import Kind, Register, Report, Student, Target, hookimpl
 from sobolev_synthetic_gradients.settings import DataSettings
 
 Width = Annotated[int, Field(ge=1)]
@@ -116,6 +116,16 @@ def timm_classifier(
     return TimmClassifier(model)
 
 
+def methods_report(
+    *,
+    split: Annotated[Literal["train", "validation", "test"], Field(description="on which accuracy is shown")] = "test",
+) -> Report:
+    """Accuracy of every method with bands over seeds, cosines of gradients, and a table like the paper's Table 1."""
+    from sobolev_synthetic_gradients.report import MethodsReport
+
+    return MethodsReport(split)
+
+
 @hookimpl
 def register_target(register: Register) -> None:
     """Offer the target of this package."""
@@ -130,3 +140,9 @@ def register_student(register: Register) -> None:
     register("no-module", no_module)
     register("convolutional", convolutional)
     register("timm-classifier", timm_classifier)
+
+
+@hookimpl
+def register_report(register: Register) -> None:
+    """Offer the figure and table of methods."""
+    register("synthetic-gradients", methods_report)
