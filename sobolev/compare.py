@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 from sobolev.components import RunRecord
@@ -96,8 +97,24 @@ def _telling(runs: Sequence[RunRecord]) -> list[str]:
     return found + scores
 
 
-def table(comparison: Comparison, title: str) -> Table:
-    """Return the comparison for a terminal."""
+def table(comparison: Comparison, title: str, width: int, transposed: bool | None = None) -> Table:
+    """Return the comparison for a terminal.
+
+    Args:
+        comparison: what to show.
+        title: above the table.
+        width: of the terminal, in characters.
+        transposed: a row per metric and a column per variant, instead of the other way round; by default where the
+            other way would not fit.
+    """
+    if transposed is not None:
+        return _by_metric(comparison, title) if transposed else _by_variant(comparison, title)
+    made = _by_variant(comparison, title)
+    needed = Console(width=10_000).measure(made).maximum
+    return made if needed <= width else _by_metric(comparison, title)
+
+
+def _by_variant(comparison: Comparison, title: str) -> Table:
     made = Table(title=title, title_justify="left")
     made.add_column("variant")
     made.add_column("seeds", justify="right")
@@ -106,17 +123,35 @@ def table(comparison: Comparison, title: str) -> Table:
         made.add_column(name, justify="right")
         if several:
             made.add_column("ratio", justify="right", style="bold")
-    first = next(iter(comparison.cells), "")
     for variant, cells in comparison.cells.items():
         row = [variant, str(comparison.seeds[variant])]
         for name in comparison.metrics:
             cell = cells.get(name)
             row.append(cell.text if cell else "not applicable")
             if several:
-                ratio = None if variant == first else comparison.ratio(variant, name)
-                row.append("" if ratio is None else f"{ratio:.3g}x")
+                row.append(_ratio(comparison, variant, name))
         made.add_row(*row)
     return made
+
+
+def _by_metric(comparison: Comparison, title: str) -> Table:
+    made = Table(title=title, title_justify="left")
+    made.add_column("metric", overflow="fold")
+    for variant, count in comparison.seeds.items():
+        made.add_column(f"{variant}\n{count} seeds" if count > 1 else variant, justify="right")
+    for name in comparison.metrics:
+        row = [name]
+        for variant, cells in comparison.cells.items():
+            cell, ratio = cells.get(name), _ratio(comparison, variant, name)
+            row.append((cell.text if cell else "-") + (f"\n[bold]{ratio}[/]" if ratio else ""))
+        made.add_row(*row)
+    return made
+
+
+def _ratio(comparison: Comparison, variant: str, name: str) -> str:
+    """Return how many times smaller a number is than the first variant's; empty for the first one."""
+    ratio = None if variant == next(iter(comparison.cells)) else comparison.ratio(variant, name)
+    return "" if ratio is None else f"{ratio:.3g}x"
 
 
 def markdown(comparison: Comparison) -> str:

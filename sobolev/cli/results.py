@@ -11,7 +11,8 @@ import click
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
 @click.option("--metric", "metrics", multiple=True, help="Only these metrics.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
-def compare(runs: tuple[Path, ...], metrics: tuple[str, ...], as_json: bool) -> None:
+@click.option("--transpose", is_flag=True, default=None, help="A row per metric, a column per variant.")
+def compare(runs: tuple[Path, ...], metrics: tuple[str, ...], as_json: bool, transpose: bool | None) -> None:
     """Compare RUNS: run directories, or folders that hold some.
 
     Rows are variants, with mean and standard deviation over seeds; a ratio says how many times smaller a number is
@@ -42,7 +43,7 @@ def compare(runs: tuple[Path, ...], metrics: tuple[str, ...], as_json: bool) -> 
     for record in records:
         if record.status != "finished":
             console.print(f"{record.directory}: {record.status}, left out", style="yellow")
-    console.print(table(comparison, ", ".join(map(str, runs))))
+    console.print(table(comparison, ", ".join(map(str, runs)), console.width, transpose or None))
 
 
 @click.command()

@@ -145,7 +145,7 @@ def _conclude(plans: list[RunPlan], host: Host, settings: Settings, trained: boo
     recipe = plans[0].recipe
     home = settings.root / recipe.name
     comparison = compare(finished)
-    console.print(table(comparison, f"{recipe.name}: mean ± standard deviation over seeds"))
+    console.print(table(comparison, f"{recipe.name}: mean ± standard deviation over seeds", console.width))
     text = markdown(comparison)
     (home / "comparison.md").write_text(text + "\n")
     figures: list[Path] = []

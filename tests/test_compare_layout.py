@@ -1,0 +1,38 @@
+"""A comparison stands on its side where it would not fit otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from sobolev.compare import compare, table
+from sobolev.components import RunRecord
+
+
+def shown(metrics: int, width: int, transposed: bool | None = None) -> list[str]:
+    runs = [
+        RunRecord(
+            variant, seed, Path(), {"name": "r"}, "finished", {f"test/a/metric{i}": value for i in range(metrics)}
+        )
+        for variant, value in (("regular", 1.0), ("sobolev", 2.0))
+        for seed in (0, 1)
+    ]
+    console = Console(width=width)
+    with console.capture() as capture:
+        console.print(table(compare(runs), "title", width, transposed))
+    return capture.get().splitlines()
+
+
+def test_rows_are_variants_where_there_is_room() -> None:
+    lines = shown(2, 100)
+    assert any("regular" in line and "sobolev" not in line for line in lines)
+    assert any("0.5x" in line for line in lines)
+
+
+def test_rows_are_metrics_where_there_is_none_or_on_demand() -> None:
+    for lines in (shown(12, 80), shown(2, 100, transposed=True)):
+        assert any("regular" in line and "sobolev" in line for line in lines)
+        assert any("test/a/metric1" in line for line in lines)
+        assert any("0.5x" in line for line in lines)
+        assert all(len(line) <= 100 for line in lines)
