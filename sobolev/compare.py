@@ -80,7 +80,8 @@ def compare(runs: Sequence[RunRecord], metrics: Sequence[str] = ()) -> Compariso
         for name in names:
             values = [run.summary[name] for run in members if name in run.summary]
             if values:
-                spread = statistics.stdev(values) if len(values) > 1 else 0.0
+                finite = all(math.isfinite(value) for value in values)
+                spread = 0.0 if len(values) < 2 else statistics.stdev(values) if finite else math.nan
                 cells[variant][name] = Cell(statistics.fmean(values), spread, len(values))
     return Comparison(names, cells, {variant: len(members) for variant, members in groups.items()})
 

@@ -1,4 +1,4 @@
-"""A comparison stands on its side where it would not fit otherwise."""
+"""A comparison stands on its side where it would not fit otherwise, and holds numbers that are none."""
 
 from __future__ import annotations
 
@@ -36,3 +36,12 @@ def test_rows_are_metrics_where_there_is_none_or_on_demand() -> None:
         assert any("test/a/metric1" in line for line in lines)
         assert any("0.5x" in line for line in lines)
         assert all(len(line) <= 100 for line in lines)
+
+
+def test_a_metric_that_is_not_a_number_takes_nothing_down() -> None:
+    runs = [
+        RunRecord("regular", seed, Path(), {"name": "r"}, "finished", {"test/a": value, "test/b": 1.0})
+        for seed, value in enumerate((1.0, float("nan")))
+    ]
+    cells = compare(runs).cells["regular"]
+    assert cells["test/a"].text == "nan ± nan" and cells["test/b"].text == "1 ± 0"
