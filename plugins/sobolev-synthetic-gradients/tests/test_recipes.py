@@ -33,6 +33,10 @@ dtype: float64
 """
 
 
+LABEL = ("--set", "target.label_derivative=true", "--set",
+         "objective.derivatives=[{order: 1, input: h, loss: l1}, {order: 1, input: y, loss: l1}]")  # fmt: skip
+
+
 def sobolev(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "300"}
     return subprocess.run([sys.executable, "-m", "sobolev", *arguments], capture_output=True, text=True,
@@ -79,7 +83,7 @@ def test_paper_recipes_take_their_smoke(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     "change", [(), ("--set", "objective.derivatives=[]"), ("--set", "target.module=after-update"),
-               ("--set", "target.supervision=bootstrapped")],
+               ("--set", "target.supervision=bootstrapped"), LABEL],
 )  # fmt: skip
 def test_two_processes_are_one_on_the_joint_batch(tmp_path: Path, change: tuple[str, ...]) -> None:
     for count in ("1", "2"):

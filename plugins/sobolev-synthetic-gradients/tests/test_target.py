@@ -148,6 +148,18 @@ def test_batch_statistics_move_once_per_step(tmp_path: Path) -> None:
     assert int(norm.num_batches_tracked) == 3
 
 
+@pytest.mark.parametrize("module", ["before-update", "after-update"])
+def test_the_network_runs_once_per_step(tmp_path: Path, module: str) -> None:
+    made = target(tmp_path, module=module)
+    runs = []
+    made.network.network.register_forward_hook(lambda *_: runs.append(1))
+    for step in range(3):
+        points = made.points(batch(made, start=16 * step), training=True)
+        learner = exact_modules(made)
+        made.advance(points, made.answer(points, probes(points, H), None), learner.measure(points), learner)
+    assert len(runs) == 3
+
+
 def test_label_derivative_is_minus_the_log_probability(tmp_path: Path) -> None:
     made = target(tmp_path, label_derivative=True)
     points = made.points(batch(made), training=True)
