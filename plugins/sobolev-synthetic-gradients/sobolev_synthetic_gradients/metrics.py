@@ -27,6 +27,8 @@ def agreement(synthetic: Tensor, true: Tensor) -> dict[str, Mean]:
     """
     synthetic, true = synthetic.detach().flatten(1), true.flatten(1)
     size = torch.linalg.vector_norm(true, dim=1)
-    along = (synthetic * true).sum(1) / torch.linalg.vector_norm(synthetic, dim=1).clamp_min(1e-30)
+    # Scaled first: the square of a gradient of 1e-25 would be 0 in float32.
+    scaled = synthetic / synthetic.abs().amax(1, keepdim=True).clamp_min(torch.finfo(synthetic.dtype).tiny)
+    along = (scaled * true).sum(1) / torch.linalg.vector_norm(scaled, dim=1).clamp_min(1.0)
     difference = torch.linalg.vector_norm(synthetic - true, dim=1)
     return {"cosine": Mean(along.sum(), size.sum()), "gradient-error": Mean(difference.sum(), size.sum())}

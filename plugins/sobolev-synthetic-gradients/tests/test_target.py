@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from sg_support import CLASSES, Modules, Small, batch, probes, rest, target, true_gradients, uncut
+from sobolev_synthetic_gradients.metrics import agreement
 from torch import nn
 
 from sobolev import ComponentError, Jet
@@ -232,6 +233,12 @@ def test_metrics_of_perfect_and_of_absent_gradients(tmp_path: Path) -> None:
     none = {n: Jet(j.value, {H: torch.zeros_like(j.derivatives[H])}) for n, j in reference.items()}
     absent = {name: float(m.sum / m.count) for name, m in made.metrics(points, reference, none).items()}
     assert absent["2/cosine"] == 0 and absent["2/gradient-error"] == pytest.approx(1.0)
+
+
+def test_cosine_of_tiny_gradients() -> None:
+    true, synthetic = torch.tensor([[3.0, 4.0], [1.0, 0.0]]), torch.tensor([[3e-25, 4e-25], [0.0, 2e-40]])
+    found = agreement(synthetic, true)["cosine"]
+    assert float(found.sum) == pytest.approx(5.0) and float(found.count) == pytest.approx(6.0)
 
 
 def test_learning_rate_drops(tmp_path: Path) -> None:
