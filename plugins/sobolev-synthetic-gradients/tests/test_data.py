@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import tarfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -97,6 +98,18 @@ def test_contents_that_do_not_fit(archive: Path, content: dict, told: str) -> No
     _rewrite(archive, "test_batch", content, correct=True)
     with pytest.raises(DataError, match=told):
         read(archive)
+
+
+def test_files_are_read_as_python_2_wrote_them() -> None:
+    """The original archives come from Python 2: texts of bytes, and numpy's old module names."""
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072), dtype=np.uint8)
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    array = empty + b"(K\x01K\x02M\x00\x0c\x86" + dtype + b"\x89T" + struct.pack("<i", 6144) + pixels.tobytes() + b"tb"
+    content = b"\x80\x02}(U\x04data" + array + b"U\x06labels](K\x07K\x01eu."
+    images, labels = cifar._images(content, cifar.LAYOUTS["cifar10"], "here")
+    assert labels.tolist() == [7, 1]
+    assert np.array_equal(images.numpy(), pixels.reshape(2, 3, 32, 32))
 
 
 def _rewrite(directory: Path, name: str, content: dict, correct: bool) -> None:
