@@ -141,6 +141,12 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
         assert torch.equal(tensor, network(broken)[name]), name
 
 
+def test_any_registered_network_can_be_cut(tmp_path: Path) -> None:
+    done = run(tmp_path, "--set", "target.network={use: mlp, hidden: [32, 16]}", "--set", "target.split=['2', '4']")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert network(tmp_path)["3.weight"].shape == (16, 32)
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
