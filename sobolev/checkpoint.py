@@ -39,9 +39,7 @@ class Loaded:
     path: Path
 
 
-def save(
-    directory: Path, step: int, student: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 3
-) -> Path:
+def save(directory: Path, step: int, student: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 3) -> Path:
     """Write a checkpoint and remove all but the newest ``keep``.
 
     Args:

@@ -79,9 +79,7 @@ def classifier(
     ] = "mlp",
     size: Annotated[int, Field(ge=8, le=224, description="side of the images, enlarged from 8")] = 8,
     teacher_steps: Annotated[int, Field(ge=1, description="Adam steps that train the teacher")] = 1500,
-    teacher_train: Annotated[
-        int, Field(ge=1, description="digits that train the teacher, the student's too")
-    ] = 1000,
+    teacher_train: Annotated[int, Field(ge=1, description="digits that train the teacher, the student's too")] = 1000,
     teacher_seed: Annotated[int, Field(ge=0, description="of the teacher's weights and batches")] = 0,
     train: Annotated[int, Field(ge=1, description="digits that train")] = 200,
     validation: Annotated[int, Field(ge=0, description="digits that validate")] = 0,

@@ -85,9 +85,7 @@ FUNCTIONS: dict[str, Function] = {
     "bukin": Function(_bukin, (-15.0, -3.0), (-5.0, 3.0), (-10.0, 1.0)),
     "mccormick": Function(_mccormick, (-1.5, -3.0), (4.0, 4.0), (-0.5471975512, -1.5471975512)),
     "rosenbrock": Function(_rosenbrock, (-2.0,), (2.0,), (1.0, 1.0), any_dimension=True),
-    "styblinski-tang": Function(
-        _styblinski_tang, (-5.0,), (5.0,), (-2.9035340277, -2.9035340277), any_dimension=True
-    ),
+    "styblinski-tang": Function(_styblinski_tang, (-5.0,), (5.0,), (-2.9035340277, -2.9035340277), any_dimension=True),
 }
 
 
