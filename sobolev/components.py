@@ -271,7 +271,13 @@ class RunInfo:
 
 
 class Tracker:
-    """Where numbers and pictures of a run go. Its failures cost a warning, never a run."""
+    """Where numbers and pictures of a run go. Its failures cost a warning, never a run.
+
+    Attributes:
+        say: shows one line to the user; the core sets it.
+    """
+
+    say: Callable[[str], None] = staticmethod(print)
 
     def start(self, run: RunInfo, resumed_at: int | None) -> None:
         """Begin, or go on after step ``resumed_at``."""

@@ -46,6 +46,8 @@ class Recorder:
     def __init__(self, trackers: Sequence[tuple[str, Tracker]], say: Callable[[str], None] = print) -> None:
         self.trackers = list(trackers)
         self.warn = say
+        for _, tracker in self.trackers:
+            tracker.say = say
 
     def start(self, run: RunInfo, resumed_at: int | None) -> None:
         """Begin a run, or go on with one."""

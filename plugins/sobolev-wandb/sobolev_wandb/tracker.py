@@ -91,8 +91,8 @@ class WandbTracker(Tracker):
             settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),
             **identity,
         )
-        file = Path(self.run.settings.sync_file)
-        _write(directory / note, {**known, "file": str(file.relative_to(directory.absolute()))})
+        file = _file(self.run)
+        _write(directory / note, {**known, "file": str(file.relative_to(directory.resolve()))})
         self._live = live and mode == "online"
         if self._live:
             upload.start(file, _log(file), live=True)
@@ -141,7 +141,7 @@ class WandbTracker(Tracker):
             return
         columns, rows = _rows(table)
         self.run.log({"comparison": wandb.Table(columns=columns, data=rows), **_images(figures), STEP: 0})
-        file = Path(self.run.settings.sync_file)
+        file = _file(self.run)
         self.run.finish(0)
         self.run = None
         if _read(directory / COMPARISON)["mode"] == "online":
@@ -176,6 +176,11 @@ def _disappointed(notes: Sequence[Mapping[str, Any]]) -> bool:
     return any(note["asked"] == "online" and note["reason"] == "not logged in" for note in notes)
 
 
+def _file(run: Any) -> Path:
+    """Return the file that a W&B run is written to, absolute; wandb gives it relative to the current folder."""
+    return Path(run.settings.sync_file).resolve()
+
+
 def _log(file: Path) -> Path:
     return file.parent / "upload.log"
 
@@ -190,7 +195,7 @@ def _images(figures: Sequence[Path]) -> dict[str, Any]:
 def _rows(markdown: str) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows of a Markdown table."""
     cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.splitlines() if line]
-    return cells[0], cells[2:]
+    return list(cells[0]), list(cells[2:])
 
 
 def _read(file: Path) -> dict[str, Any]:
