@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from sobolev.builtin.sampling import Sampling
 from sobolev.hookspecs import Register
 
 if TYPE_CHECKING:
     from sobolev.components import Target
 
-Sampling = Literal["uniform", "sobol", "latin-hypercube"]
 _SUMMARIES = {
     "ackley": "Ackley's function on [-5, 5]^d: waves on a cone.",
     "beale": "Beale's function on [-4.5, 4.5]^2: a valley between steep corners.",

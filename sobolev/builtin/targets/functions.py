@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
-from scipy.stats import qmc
 from torch import Tensor
 
+from sobolev.builtin.sampling import Sampling, sample
 from sobolev.components import Axes, Context, Target
 from sobolev.errors import ComponentError
 from sobolev.noise import stream
@@ -89,20 +87,6 @@ FUNCTIONS: dict[str, Function] = {
 }
 
 
-def sample(sampling: str, count: int, low: Tensor, high: Tensor, seed: int) -> Tensor:
-    """Return ``count`` points ``(count, d)`` in a box, in float64: ``uniform``, ``sobol`` or ``latin-hypercube``."""
-    d = len(low)
-    random = np.random.default_rng(seed)
-    if sampling == "uniform":
-        unit = random.random((count, d))
-    elif sampling == "sobol":
-        # Whole powers of two are drawn, as the sequence wants, and cut.
-        unit = qmc.Sobol(d, rng=random).random_base2(max(0, math.ceil(math.log2(max(1, count)))))[:count]
-    else:
-        unit = qmc.LatinHypercube(d, rng=random).random(count)
-    return low + torch.from_numpy(unit) * (high - low)
-
-
 class FunctionTarget(Target):
     """A function that torch can differentiate, sampled in its box.
 
@@ -121,7 +105,7 @@ class FunctionTarget(Target):
         test: int,
         validation: int,
         dimension: int,
-        sampling: Literal["uniform", "sobol", "latin-hypercube"],
+        sampling: Sampling,
     ) -> None:
         self.name = name
         self.function = FUNCTIONS[name]
