@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from sobolev.heads import Head
 from sobolev.noise import Noise, stream
 from sobolev.recipe.plan import RunPlan
 from sobolev.registry import Registry, did_you_mean
+from sobolev.statistics import measure_statistics, neutral
 from sobolev.vocabulary import Batch, Jet, Key, Points, Probe, Site
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -150,8 +151,19 @@ def build(
     cache: Path = Path("runs/.cache"),
     say: Callable[[str], None] = print,
     smoke: bool = False,
+    blank: bool = False,
 ) -> Experiment:
     """Make the parts of a run.
+
+    Args:
+        plan: the run.
+        registry: of components.
+        world: the processes.
+        output: the run's own directory.
+        cache: folder for results worth keeping.
+        say: shows a line to the user.
+        smoke: nothing is compiled.
+        blank: the student's weights and scaling will be read from a file, so that nothing of the data is measured.
 
     Raises:
         ComponentError: parts that do not fit together; says which and what would.
@@ -180,6 +192,17 @@ def build(
     _check_order(keys, target, recipe.target["use"])
     estimator.prepare(target, context)
     module = nn.ModuleDict()
+    experiment = Experiment(plan, context, target, estimator, objective, module, {}, sites, keys)
+    needed = family.needs | objective.needs
+    if "statistics" in needed:
+        if blank:
+            statistics = neutral(sites, {name: experiment.outputs(name) for name in sites})
+        else:
+            statistics = measure_statistics(experiment, derivatives="statistics" in objective.needs)
+        sites = {name: replace(site, statistics=statistics[name]) for name, site in sites.items()}
+        experiment.sites = sites
+    if not blank:
+        objective.prepare(sites)
     for name, site in sites.items():
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream(plan.seed, "student", name))
@@ -188,8 +211,8 @@ def build(
     world.broadcast(module)
     steps = sum(phase.steps for phase in recipe.train.phases) or recipe.train.steps
     policy = Policy(steps=steps, compile="never" if smoke else recipe.train.compile, memory=estimator.memory)
-    measurers = {name: Measurer(module[name], objective.head, sites[name], policy) for name in sites}
-    return Experiment(plan, context, target, estimator, objective, module, measurers, sites, keys)
+    experiment.measurers = {name: Measurer(module[name], objective.head, sites[name], policy) for name in sites}
+    return experiment
 
 
 def _check_head(head: Head, target: Target, name: str) -> None:

@@ -222,7 +222,13 @@ class Estimator:
 
 
 class Student:
-    """A family of networks; `build` is called once per site."""
+    """A family of networks; `build` is called once per site.
+
+    Attributes:
+        needs: subset of {"statistics"}: whether `build` reads ``site.statistics``.
+    """
+
+    needs: frozenset[str] = frozenset()
 
     def build(self, site: Site) -> nn.Module:
         """Return a module whose ``forward`` takes inputs by name and returns ``z`` of shape ``(B, site.outputs)``."""
@@ -234,9 +240,14 @@ class Objective:
 
     Attributes:
         head: the function of the student's output whose jet is compared.
+        needs: subset of {"statistics"}: whether `prepare` reads the statistics of the sites.
     """
 
     head: Head
+    needs: frozenset[str] = frozenset()
+
+    def prepare(self, sites: Mapping[str, Site]) -> None:
+        """Look at the sites before the first step, with their statistics where ``needs`` asks for them."""
 
     def keys(self, site: Site) -> tuple[Key, ...]:
         """Return the derivatives that carry weight; only these are measured."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -15,12 +15,16 @@ from sobolev.errors import RecipeError
 from sobolev.host import Host, default_host
 from sobolev.recipe.model import Recipe
 from sobolev.recipe.plan import RunPlan
+from sobolev.registry import did_you_mean
 from sobolev.rundir import RunDirectory, read_yaml
 from sobolev.vocabulary import Jet, Points
 
 
 class LoadedStudent:
     """A trained student with its derivatives.
+
+    An ensemble answers under its own name with the mean over its members, and says by `spread` how far they differ;
+    a member answers under the name of its site.
 
     Attributes:
         module: the student of each site.
@@ -33,14 +37,55 @@ class LoadedStudent:
 
     def __call__(self, inputs: Tensor | Mapping[str, Tensor], site: str | None = None) -> Jet:
         """Return value ``(B, m)`` and full first derivatives ``(B, m, *x)`` at ``inputs`` ``(B, *x)``."""
-        site = site or next(iter(self.experiment.sites))
-        where = self.experiment.sites[site]
+        return _over(self._members(inputs, site), lambda stacked: stacked.mean(0))
+
+    def spread(self, inputs: Tensor | Mapping[str, Tensor], site: str | None = None) -> Jet | None:
+        """Return the standard deviation of the members' values and first derivatives, or None for a single student."""
+        jets = self._members(inputs, site)
+        return _over(jets, lambda stacked: stacked.std(0, correction=0)) if len(jets) > 1 else None
+
+    @property
+    def names(self) -> list[str]:
+        """Names that ``site`` may be: ensembles first, then sites."""
+        sites = self.experiment.sites
+        ensembles = dict.fromkeys(site.ensemble for site in sites.values() if site.ensemble)
+        return [*(name for name in ensembles if name), *sites]
+
+    def members(self, site: str | None = None) -> list[str]:
+        """Return the sites of an ensemble, or the one site of that name; the first there is by default.
+
+        Raises:
+            RecipeError: there is no such site.
+        """
+        sites = self.experiment.sites
+        site = site or self.names[0]
+        found = [name for name, where in sites.items() if site == name or where.ensemble == site]
+        if not found:
+            raise RecipeError(f"the run has no site {site!r}; {did_you_mean(site, self.names)}")
+        return found
+
+    def _members(self, inputs: Tensor | Mapping[str, Tensor], site: str | None) -> list[Jet]:
+        names = self.members(site)
+        where = self.experiment.sites[names[0]]
         if isinstance(inputs, Tensor):
             inputs = {next(iter(where.inputs)): inputs}
         context = self.experiment.context
         tensors = {n: torch.as_tensor(t, dtype=context.dtype, device=context.device) for n, t in inputs.items()}
         rows = len(next(iter(tensors.values())))
-        return self.experiment.measure({site: Points(tensors, where.differentiate, torch.arange(rows))})[site]
+        points = Points(tensors, where.differentiate, torch.arange(rows))
+        jets = self.experiment.measure(dict.fromkeys(names, points))
+        return [jets[name] for name in names]
+
+
+def _over(jets: Sequence[Jet], combine: Callable[[Tensor], Tensor]) -> Jet:
+    """Return the jet that a function of the members, stacked first, makes; one member stands for itself."""
+    if len(jets) == 1:
+        return jets[0]
+    keys = jets[0].derivatives
+    return Jet(
+        combine(torch.stack([jet.value for jet in jets])),
+        {key: combine(torch.stack([jet.derivatives[key] for jet in jets])) for key in keys},
+    )
 
 
 def load(run: Path | str, host: Host | None = None) -> LoadedStudent:
@@ -57,7 +102,7 @@ def load(run: Path | str, host: Host | None = None) -> LoadedStudent:
     data = read_yaml(directory.path / "recipe.yaml")
     variant, seed = data.pop("variant"), data.pop("seed")
     plan = RunPlan(Recipe(**data), variant, seed, directory.path / "recipe.yaml")
-    experiment = build(plan, (host or default_host()).registry, connect("cpu"), smoke=True)
+    experiment = build(plan, (host or default_host()).registry, connect("cpu"), smoke=True, blank=True)
     experiment.module.load_state_dict(load_file(directory.student))
     experiment.module.eval()
     return LoadedStudent(experiment)

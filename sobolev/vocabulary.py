@@ -28,6 +28,39 @@ def key_name(key: Key) -> str:
 
 
 @dataclass(frozen=True)
+class Moments:
+    """Mean and standard deviation of each component of a quantity.
+
+    Attributes:
+        mean, deviation: of the shape of one sample.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the first training samples of a site look like, in the user's units; float64, on the CPU.
+
+    Missing entries are left out and sample weights count.
+
+    Attributes:
+        samples: how many were looked at.
+        inputs: moments ``(*x)`` by input.
+        value: moments ``(m,)`` of the target's value.
+        output: moments ``(n,)`` of what the student itself should return; None where a head stands between.
+        squares: mean squares ``(m, *x1, ..., *xK)`` of the derivatives that the objective asks for.
+    """
+
+    samples: int
+    inputs: Mapping[str, Moments]
+    value: Moments
+    output: Moments | None
+    squares: Mapping[Key, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Site:
     """One place where a student is trained: what it receives and what it returns.
 
@@ -36,12 +69,17 @@ class Site:
         outputs: size of the student's output ``z``, before the head.
         differentiate: the inputs by which target and student are differentiated; empty where there are values only.
         ranges: where it is known, the interval ``(low, high)`` of an input, scalars or one per component.
+        ensemble: name that the sites of an ensemble share: they see the same points, and what is loaded answers under
+            that name with their mean and spread.
+        statistics: of the training data, where student or objective asks for them (``needs``); filled in by the core.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
     outputs: int
     differentiate: tuple[str, ...]
     ranges: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
+    ensemble: str | None = None
+    statistics: Statistics | None = None
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,10 @@ def compare(runs: tuple[Path, ...], metrics: tuple[str, ...], as_json: bool, tra
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="CSV file to write instead of the terminal.")
 @click.option("--site", help="Which site, where the run has several.")
 def predict(run: Path, data: Path, output: Path | None, site: str | None) -> None:
-    """Values and partials of the student of RUN for the inputs in DATA, a CSV file with one column per input."""
+    """Values and partials of the student of RUN for the inputs in DATA, a CSV file with one column per input.
+
+    An ensemble gives the mean over its members, and their standard deviation as the spread.
+    """
     import csv
     import sys
 
@@ -63,13 +66,15 @@ def predict(run: Path, data: Path, output: Path | None, site: str | None) -> Non
 
     student = load(run)
     experiment = student.experiment
-    site = site or next(iter(experiment.sites))
+    asked = site or student.names[0]
+    site = student.members(asked)[0]
     axes = experiment.target.axes(site)
     (name,) = experiment.sites[site].differentiate or tuple(experiment.sites[site].inputs)
     shape = experiment.sites[site].inputs[name]
     columns = list(axes.inputs) if axes else [f"{name}{i}" for i in range(torch.Size(shape).numel())]
     rows = read_numbers(data, columns)
-    jet = student({name: torch.tensor(rows).reshape(-1, *shape)}, site)
+    inputs = {name: torch.tensor(rows).reshape(-1, *shape)}
+    jet, spread = student(inputs, asked), student.spread(inputs, asked)
     outputs = list(axes.outputs) if axes else [f"value{i}" for i in range(jet.value.shape[1])]
     head = [*columns, *outputs]
     parts = [torch.tensor(rows), jet.value.double()]
@@ -77,6 +82,9 @@ def predict(run: Path, data: Path, output: Path | None, site: str | None) -> Non
         if key == (name,):
             parts.append(derivative.double().flatten(1))
             head += [f"d{o}/d{c}" for o in outputs for c in columns]
+    if spread is not None:
+        parts.append(spread.value.double())
+        head += [f"spread {o}" for o in outputs]
     table = torch.cat(parts, dim=1).tolist()
     stream = output.open("w", newline="") if output else sys.stdout
     writer = csv.writer(stream)

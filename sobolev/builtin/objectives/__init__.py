@@ -40,6 +40,9 @@ class DerivativeTerm(_Term):
     )
 
 
+Balance = Literal["none", "rms", "joint"]
+
+
 def _by_loss(value: Any) -> Any:
     return {"loss": value} if isinstance(value, str) else value
 
@@ -51,11 +54,18 @@ def sobolev(
     derivatives: Annotated[
         list[Annotated[DerivativeTerm, BeforeValidator(_by_loss)]], Field(description="losses of derivatives")
     ] = [DerivativeTerm()],  # noqa: B006, B008
+    balance: Annotated[
+        Balance,
+        Field(
+            description="units in which errors count: none: the user's; rms: values by their deviation, every partial "
+            "by its root mean square (Huge and Savine); joint: both as in standardised inputs and values"
+        ),
+    ] = "none",
 ) -> Objective:
     """Sobolev loss: a value term plus one term per derivative order."""
     from sobolev.builtin.objectives.sobolev import SobolevObjective
 
-    return SobolevObjective(head, value, derivatives)
+    return SobolevObjective(head, value, derivatives, balance)
 
 
 # Bound here: importing a module of this package replaces the package's attribute of the same name.

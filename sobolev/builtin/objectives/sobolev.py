@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
 from sobolev.builtin.objectives import DerivativeTerm, ValueTerm
+from sobolev.builtin.objectives.balance import BALANCES, Scales
 from sobolev.components import Objective
 from sobolev.errors import ComponentError
 from sobolev.heads import HEADS
@@ -21,7 +22,9 @@ class SobolevObjective(Objective):
         ComponentError: a KL divergence without the log-softmax head.
     """
 
-    def __init__(self, head: str, value: ValueTerm, derivatives: Sequence[DerivativeTerm]) -> None:
+    def __init__(
+        self, head: str, value: ValueTerm, derivatives: Sequence[DerivativeTerm], balance: str = "none"
+    ) -> None:
         if value.loss in KL and head != "log-softmax":
             raise ComponentError(
                 f"objective: the value loss {value.loss!r} compares log-probabilities; set 'head: log-softmax'"
@@ -29,6 +32,18 @@ class SobolevObjective(Objective):
         self.head = HEADS[head]
         self.value = value
         self.derivatives = tuple(derivatives)
+        self.balance = balance
+        self.needs = frozenset() if balance == "none" else frozenset({"statistics"})
+        self._scales: dict[str, Scales] = {}
+
+    def prepare(self, sites: Mapping[str, Site]) -> None:
+        """Take the scales of the errors from the statistics of the sites."""
+        if self.balance == "none":
+            return
+        for name, site in sites.items():
+            assert site.statistics is not None
+            weights = {self._key(t, site.differentiate): t.weight for t in self.derivatives if t.weight > 0}
+            self._scales[name] = BALANCES[self.balance](site.statistics, weights)
 
     def _key(self, term: DerivativeTerm, names: Sequence[str]) -> Key:
         if isinstance(term.input, list):
@@ -67,8 +82,8 @@ class SobolevObjective(Objective):
         active += [(self._key(t, points.differentiate), t) for t in self.derivatives if t.weight > 0]
         return [self._term(site, key, term, points, probe, prediction, reference) for key, term in active]
 
-    @staticmethod
     def _term(
+        self,
         site: str,
         key: Key,
         term: ValueTerm | DerivativeTerm,
@@ -82,13 +97,19 @@ class SobolevObjective(Objective):
                 f"site {site!r}: the student's {key or 'value'} has shape {tuple(prediction[key].shape)}, "
                 f"the target's {tuple(reference[key].shape)}"
             )
-        probes = probe.contractions[key].probes if key else None
+        contraction = probe.contractions[key] if key else None
+        probes = contraction.probes if contraction else None
+        ours, theirs, weight = prediction[key], reference[key], term.weight
+        scales = self._scales.get(site)
+        if scales is not None:
+            scale = scales.of(key, contraction, ours)
+            ours, theirs, weight = ours / scale, theirs / scale, weight * scales.share
         losses, fraction = per_sample(
-            term.loss, prediction[key], reference[key], reference.known.get(key), probes, term.reduce, term.delta
+            term.loss, ours, theirs, reference.known.get(key), probes, term.reduce, term.delta
         )
         total: Tensor
         if points.weight is None:
             total, count = losses.sum(), fraction.sum()
         else:
             total, count = (losses * points.weight).sum(), (fraction * points.weight).sum()
-        return Term(site, key, total, count, term.weight)
+        return Term(site, key, total, count, weight)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
 from sobolev.builtin.sampling import Sampling
+from sobolev.components import Target
 from sobolev.hookspecs import Register
-
-if TYPE_CHECKING:
-    from sobolev.components import Target
+from sobolev.registry import Kind
 
 _SUMMARIES = {
     "ackley": "Ackley's function on [-5, 5]^d: waves on a cone.",
@@ -42,7 +41,23 @@ def _function(name: str) -> Callable[..., Target]:
     return factory
 
 
+def ensemble(
+    *,
+    of: Annotated[Target, Kind("target"), Field(description="target that every member imitates")],
+    members: Annotated[int, Field(ge=2, description="students, which differ by their first weights")] = 3,
+) -> Target:
+    """Several students of one target on the same points; predictions are their mean, with a spread."""
+    from sobolev.builtin.targets.ensemble import ensemble_of
+
+    return ensemble_of(of, members)
+
+
+# Bound here: importing a module of this package replaces the package's attribute of the same name.
+_ENSEMBLE = ensemble
+
+
 def targets(register: Register) -> None:
     """Register the built-in targets."""
     for name in _SUMMARIES:
         register(name, _function(name))
+    register("ensemble", _ENSEMBLE)
