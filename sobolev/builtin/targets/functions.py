@@ -25,6 +25,7 @@ class Function:
         low, high: the box, one number per coordinate; the last one repeats in higher dimensions.
         minimum: where it is smallest, in two dimensions.
         any_dimension: whether the formula holds in any dimension (the paper uses two).
+        singular: where there is no gradient, with the convention that is used there; empty where there always is one.
     """
 
     value: Callable[[Tensor], Tensor]
@@ -32,11 +33,12 @@ class Function:
     high: tuple[float, ...]
     minimum: tuple[float, ...]
     any_dimension: bool = False
+    singular: str = ""
 
 
 def _ackley(x: Tensor) -> Tensor:
-    # The paper writes 0.5 (x^2 + y^2) and 0.5 (cos + cos): means over coordinates. At the origin the cone has no
-    # gradient; the convention is 0, by a square root whose argument is held at the smallest normal number there.
+    # The paper writes 0.5 (x^2 + y^2) and 0.5 (cos + cos): means over coordinates. Two `where`s, as the derivative of the
+    # square root at 0 is infinite and 0 * inf would be NaN.
     mean_square = x.square().mean(dim=1)
     radius = torch.where(mean_square > 0, mean_square, torch.ones_like(mean_square)).sqrt()
     radius = torch.where(mean_square > 0, radius, torch.zeros_like(radius))
@@ -55,7 +57,6 @@ def _booth(x: Tensor) -> Tensor:
 
 
 def _bukin(x: Tensor) -> Tensor:
-    # On the ridge y = 0.01 x^2 the square root has no gradient; the convention is 0 for its part.
     a, b = x.unbind(dim=1)
     height = (b - 0.01 * a.square()).abs()
     root = torch.where(height > 0, height, torch.ones_like(height)).sqrt()
@@ -77,10 +78,25 @@ def _styblinski_tang(x: Tensor) -> Tensor:
 
 
 FUNCTIONS: dict[str, Function] = {
-    "ackley": Function(_ackley, (-5.0,), (5.0,), (0.0, 0.0), any_dimension=True),
+    "ackley": Function(
+        _ackley,
+        (-5.0,),
+        (5.0,),
+        (0.0, 0.0),
+        any_dimension=True,
+        singular="the origin, the tip of a cone; the gradient there is taken as 0",
+    ),
     "beale": Function(_beale, (-4.5,), (4.5,), (3.0, 0.5)),
     "booth": Function(_booth, (-10.0,), (10.0,), (1.0, 3.0)),
-    "bukin": Function(_bukin, (-15.0, -3.0), (-5.0, 3.0), (-10.0, 1.0)),
+    "bukin": Function(
+        _bukin,
+        (-15.0, -3.0),
+        (-5.0, 3.0),
+        (-10.0, 1.0),
+        # Beside the ridge the slope grows as 1 / sqrt(distance): its square has no finite mean over the box.
+        singular="the ridge y = 0.01 x^2, where the root's part of the gradient is taken as 0, and the line x = -10, where "
+        "that of the absolute value is",
+    ),
     "mccormick": Function(_mccormick, (-1.5, -3.0), (4.0, 4.0), (-0.5471975512, -1.5471975512)),
     "rosenbrock": Function(_rosenbrock, (-2.0,), (2.0,), (1.0, 1.0), any_dimension=True),
     "styblinski-tang": Function(_styblinski_tang, (-5.0,), (5.0,), (-2.9035340277, -2.9035340277), any_dimension=True),
