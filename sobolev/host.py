@@ -7,9 +7,10 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,11 @@ class Plugin:
     version: str
     origin: str
     error: str | None = None
+
+    @property
+    def label(self) -> str:
+        """Name and version, as messages show them."""
+        return f"{self.name} {self.version}"
 
 
 @dataclass
@@ -52,19 +58,16 @@ def load_host(plugins_dir: Path | None = None, trace: Callable[[str], None] | No
     Raises:
         PluginError: a hook that does not exist, or one name claimed twice; names both plugins.
     """
+    if plugins_dir and not plugins_dir.is_dir():
+        raise PluginError(f"--plugins-dir {plugins_dir}: there is no such folder")
     manager = pluggy.PluginManager("sobolev")
     manager.add_hookspecs(hookspecs)
     host = Host()
-    _load(host, manager, "sobolev", _version("sobolev"), "built in", lambda: importlib.import_module("sobolev.builtin"))
-    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
-        name = entry.dist.name if entry.dist else entry.name
-        version = entry.dist.version if entry.dist else "?"
-        _load(host, manager, name, version, entry.value, entry.load)
-    for file in sorted(plugins_dir.glob("*.py")) if plugins_dir else []:
-        _load(host, manager, file.stem, "file", str(file), lambda file=file: _import_file(file))  # type: ignore[misc]
-    if plugins_dir and not plugins_dir.is_dir():
-        raise PluginError(f"--plugins-dir {plugins_dir}: there is no such folder")
-    _register_all(host, manager, trace)
+    for plugin, load in _found(plugins_dir):
+        _load(host, manager, plugin, load)
+    for kind in PLUGGABLE:
+        for implementation in getattr(manager.hook, f"register_{kind}").get_hookimpls():
+            _register(host, kind, implementation, trace)
     _register_torch_parts(host.registry)
     return host
 
@@ -82,6 +85,20 @@ def _version(distribution: str) -> str:
         return "?"
 
 
+def _found(plugins_dir: Path | None) -> Iterator[tuple[Plugin, Callable[[], Any]]]:
+    """Yield every plugin with the function that imports it."""
+    yield Plugin("sobolev", _version("sobolev"), "built in"), lambda: importlib.import_module("sobolev.builtin")
+    entries = sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name)
+    counts = Counter(entry.dist.name for entry in entries if entry.dist)
+    for entry in entries:
+        name, version = (entry.dist.name, entry.dist.version) if entry.dist else (entry.name, "?")
+        if counts[name] > 1:  # a package may hold several plugins
+            name = f"{name}:{entry.name}"
+        yield Plugin(name, version, entry.value), entry.load
+    for file in sorted(plugins_dir.glob("*.py")) if plugins_dir else []:
+        yield Plugin(file.stem, f"({file})", "single file"), partial(_import_file, file)
+
+
 def _import_file(file: Path) -> Any:
     name = f"sobolev_plugin_{file.stem}"
     spec = importlib.util.spec_from_file_location(name, file)
@@ -92,23 +109,39 @@ def _import_file(file: Path) -> Any:
     return module
 
 
-def _load(
-    host: Host, manager: pluggy.PluginManager, name: str, version: str, origin: str, load: Callable[[], Any]
-) -> None:
+def _load(host: Host, manager: pluggy.PluginManager, plugin: Plugin, load: Callable[[], Any]) -> None:
     try:
         module = load()
-    except Exception as error:
-        last = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__}: {error} ({last.filename}:{last.lineno})"
-        host.plugins.append(Plugin(name, version, origin, reason))
-        host.registry.broken[name] = reason
+    except (Exception, SystemExit) as error:  # whatever a module does when it is imported
+        _break(host, plugin, error)
         return
-    label = f"{name} {version}"
-    _check_hooks(module, label)
-    if manager.has_plugin(label):
-        raise PluginError(f"two plugins are called {label}: the second is {origin}. Rename or remove one.")
-    manager.register(module, name=label)
-    host.plugins.append(Plugin(name, version, origin))
+    _check_hooks(module, plugin.label)
+    if manager.has_plugin(plugin.label):
+        raise PluginError(
+            f"two plugins are called {plugin.label}; the second comes from {plugin.origin}. Rename or remove one."
+        )
+    try:
+        manager.register(module, name=plugin.label)
+    except (pluggy.PluginValidationError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise PluginError(
+            f"plugin {plugin.label}: {why}. Every hook takes one argument, 'register', and no module is two plugins"
+        ) from None
+    host.plugins.append(plugin)
+
+
+def _break(host: Host, plugin: Plugin, error: BaseException) -> None:
+    """Keep a plugin as broken: what it raised, and where in its own code."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
+    place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    if isinstance(error, SyntaxError) and error.filename:
+        place = f" ({error.filename}:{error.lineno})"
+    said = str(error).partition("\n")[0]
+    reason = f"{type(error).__name__}: {said}{place}"
+    host.plugins = [known for known in host.plugins if known.label != plugin.label]
+    host.plugins.append(replace(plugin, error=reason))
+    host.registry.broken[plugin.name.partition(":")[0]] = reason
+    host.registry.forget(plugin.label)
 
 
 def _check_hooks(module: Any, label: str) -> None:
@@ -119,23 +152,30 @@ def _check_hooks(module: Any, label: str) -> None:
             raise PluginError(
                 f"plugin {label} implements the hook {name!r}, which does not exist; {did_you_mean(name, known)}"
             )
+        if name in known and not marked:
+            raise PluginError(f"plugin {label}: {name} is not marked as a hook; write @sobolev.hookimpl above it")
 
 
-def _register_all(host: Host, manager: pluggy.PluginManager, trace: Callable[[str], None] | None) -> None:
-    for kind in PLUGGABLE:
-        for implementation in getattr(manager.hook, f"register_{kind}").get_hookimpls():
-            plugin = implementation.plugin_name
+def _register(host: Host, kind: str, implementation: Any, trace: Callable[[str], None] | None) -> None:
+    """Call one hook of one plugin; a plugin that fails there is broken like one that fails to import."""
+    label = implementation.plugin_name
+    plugin = next(plugin for plugin in host.plugins if plugin.label == label)
+    if plugin.error is not None:
+        return
 
-            def register(
-                name: str, source: Callable[..., Any] | str, summary: str = "", *, _k: str = kind, _p: str = plugin
-            ) -> None:
-                host.registry.register(_k, name, source, _p, summary)
-                if trace:
-                    trace(f"{_p}: register_{_k} -> {name}")
+    def register(name: str, source: Callable[..., Any] | str, summary: str = "") -> None:
+        host.registry.register(kind, name, source, label, summary)
+        if trace:
+            trace(f"{label}: register_{kind} -> {name}")
 
-            if trace:
-                trace(f"{plugin}: register_{kind} called")
-            implementation.function(register)
+    if trace:
+        trace(f"{label}: register_{kind} called")
+    try:
+        implementation.function(register)
+    except PluginError:
+        raise
+    except (Exception, SystemExit) as error:
+        _break(host, plugin, error)
 
 
 def _register_torch_parts(registry: Registry) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import re
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -74,9 +75,10 @@ class Entry:
         module, _, attribute = self.source.partition(":")
         try:
             found = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
+        except (Exception, SystemExit) as error:  # whatever a module does when it is imported
             raise PluginError(
-                f"{self.kind} {self.name!r} of plugin {self.plugin} cannot be loaded from {self.source!r}: {error}"
+                f"{self.kind} {self.name!r} of plugin {self.plugin} cannot be loaded from {self.source!r}: "
+                f"{type(error).__name__}: {error}"
             ) from error
         return typing.cast(Callable[..., Any], found)
 
@@ -152,9 +154,13 @@ def _replace_kind(annotation: Any) -> Any:
 
 def _options_model(entry: Entry) -> type[BaseModel]:
     where = f"{entry.kind} {entry.name!r} of plugin {entry.plugin}"
-    hints = _annotations(entry.factory)
+    try:
+        hints = _annotations(entry.factory)
+        parameters = inspect.signature(entry.factory).parameters
+    except (NameError, TypeError, ValueError, AttributeError) as error:
+        raise PluginError(f"{where}: the types of its options cannot be read: {error}") from error
     fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(entry.factory).parameters.items():
+    for name, parameter in parameters.items():
         if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
             raise PluginError(f"{where}: options must be named one by one, not *{name}")
         if name not in hints:
@@ -172,16 +178,33 @@ class Registry:
     entries: dict[str, dict[str, Entry]] = field(default_factory=lambda: {kind: {} for kind in KINDS})
     broken: dict[str, str] = field(default_factory=dict)
 
+    def forget(self, plugin: str) -> None:
+        """Remove all that a plugin has registered."""
+        for kind, entries in self.entries.items():
+            self.entries[kind] = {name: entry for name, entry in entries.items() if entry.plugin != plugin}
+
     def register(self, kind: str, name: str, source: Callable[..., Any] | str, plugin: str, summary: str = "") -> None:
         """Add a component.
 
         Raises:
-            PluginError: the name is taken; names both plugins.
+            PluginError: the name is taken (names both plugins), or name or source cannot be used.
         """
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9]+([._-][A-Za-z0-9]+)*", name):
+            raise PluginError(
+                f"plugin {plugin} registers a {kind} as {name!r}; a name consists of letters and digits, with single "
+                "'-', '_' or '.' between them"
+            )
+        address = isinstance(source, str) and re.fullmatch(r"[\w.]+:\w+", source)
+        if not address and not callable(source):
+            raise PluginError(
+                f"plugin {plugin} registers the {kind} {name!r} as {source!r}; expected a callable with typed keyword "
+                "arguments, or its address 'package.module:name'"
+            )
         taken = self.entries[kind].get(name)
         if taken is not None:
             raise PluginError(
-                f"two plugins register the {kind} {name!r}: {taken.plugin} and {plugin}. Uninstall one of them."
+                f"two plugins register the {kind} {name!r}: {taken.plugin} and {plugin}; uninstall one of them, or "
+                "rename it there"
             )
         self.entries[kind][name] = Entry(kind, name, source, plugin, summary)
 
@@ -221,8 +244,7 @@ class Registry:
         try:
             checked |= _plain(model(**{str(key): value for key, value in options.items()}))
         except ValidationError as error:
-            allowed = [*model.model_fields, "use"]
-            problems += problems_of(error, path, {(): allowed})
+            problems += problems_of(error, path, _allowed_keys(model), options)
         for option, inner in entry.nested.items():
             if option in options and option not in {p.path[len(path)] for p in problems if len(p.path) > len(path)}:
                 value = options[option]
@@ -251,28 +273,112 @@ class Registry:
         return entry.factory(**arguments)
 
 
+def _allowed_keys(model: type[BaseModel]) -> dict[Path, list[str]]:
+    """Return the keys of a component and of the groups of options inside it."""
+    allowed: dict[Path, list[str]] = {(): [*model.model_fields, "use"]}
+    for name, info in model.model_fields.items():
+        groups = [t for t in _types(info.annotation) if inspect.isclass(t) and issubclass(t, BaseModel)]
+        if groups:
+            allowed[(name,)] = [field for group in groups for field in group.model_fields]
+    return allowed
+
+
+def _types(annotation: Any) -> list[Any]:
+    """Return the types that an annotation is made of."""
+    arguments = [a for a in typing.get_args(annotation) if not isinstance(a, str | int | float)]
+    return [t for a in arguments for t in _types(a)] if arguments else [annotation]
+
+
 def _plain(model: BaseModel) -> dict[str, Any]:
     dumped: dict[str, Any] = model.model_dump(mode="json", warnings=False)
     return dumped
 
 
-def problems_of(error: ValidationError, path: Path, allowed: Mapping[Path, Iterable[str]]) -> list[Problem]:
-    """Turn pydantic's errors into problems; ``allowed`` gives the keys known at a (relative) place."""
-    problems = []
+def problems_of(
+    error: ValidationError, path: Path, allowed: Mapping[Path, Iterable[str]], given: Any = None
+) -> list[Problem]:
+    """Turn pydantic's errors into problems.
+
+    Args:
+        error: what pydantic found.
+        path: where the checked data stand in the recipe.
+        allowed: the keys known at a (relative) place; indices of lists are left out of it.
+        given: the data that were checked; tells keys from pydantic's names of the branches of a union.
+    """
+    found: dict[Path, list[tuple[str, bool]]] = {}
     for item in error.errors():
-        location = tuple(part for part in item["loc"] if not _is_branch(part))
+        location = _location(item, given)
         if item["type"] == "extra_forbidden":
-            known = allowed.get(location[:-1])
+            known = allowed.get(tuple(part for part in location[:-1] if isinstance(part, str)))
             hint = did_you_mean(location[-1], known) if known is not None else "remove it"
-            problems.append(Problem((*path, *location), f"unknown key {location[-1]!r}; {hint}", key=True))
+            said = (f"unknown key {location[-1]!r}; {hint}", True)
         elif item["type"] == "missing":
-            problems.append(Problem((*path, *location), f"{location[-1]!r} is missing"))
+            said = (f"{location[-1]!r} is missing", False)
         else:
-            message = item["msg"].removeprefix("Value error, ")
-            given = item["input"]
-            shown = "" if isinstance(given, dict | list) and len(str(given)) > 60 else f", not {given!r}"
-            problems.append(Problem((*path, *location), f"{location[-1] if location else ''}: {message}{shown}"))
+            said = (_message(item), False)
+        found.setdefault(location, []).append(said)
+    problems = []
+    for location, messages in found.items():
+        if any(other != location and other[: len(location)] == location for other in found):
+            continue  # another branch of a union says it closer to the place
+        texts = list(dict.fromkeys(text for text, _ in messages))
+        problems.append(Problem((*path, *location), _either(texts), key=messages[0][1]))
     return problems
+
+
+def _location(item: Any, given: Any) -> Path:
+    """Return pydantic's location without the names of branches of unions."""
+    node, location = given, []
+    for i, part in enumerate(item["loc"]):
+        last = i == len(item["loc"]) - 1
+        if isinstance(node, Mapping) and part in node:
+            node = node[part]
+        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
+            node = node[part]
+        elif given is None:
+            if _is_branch(part):
+                continue
+        elif not (last and item["type"] in ("missing", "extra_forbidden")):
+            continue
+        location.append(part)
+    return tuple(location)
+
+
+_WORDS = {
+    "int_type": "a whole number", "int_parsing": "a whole number", "int_from_float": "a whole number",
+    "float_type": "a number", "float_parsing": "a number", "finite_number": "a finite number",
+    "bool_type": "true or false", "bool_parsing": "true or false", "string_type": "a text",
+    "list_type": "a list", "tuple_type": "a list", "dict_type": "a mapping", "model_type": "a mapping",
+    "string_pattern_mismatch": "letters, digits, '-', '_' and '.', beginning with a letter or a digit",
+}  # fmt: skip
+
+
+def _message(item: Any) -> str:
+    """Return ``expected ..., not ...`` for one of pydantic's errors."""
+    wanted = _WORDS.get(item["type"])
+    if wanted is None:
+        wanted = str(item["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+        if item["type"].startswith(("greater_than", "less_than")):
+            wanted = f"a number {wanted}"
+    value = item["input"]
+    text = f"expected {wanted}"
+    if not (isinstance(value, dict | list) and len(str(value)) > 60):
+        text += f", not {value!r}"
+    if item["type"] == "literal_error":
+        near = difflib.get_close_matches(str(value), re.findall(r"'([^']*)'", item["ctx"]["expected"]), n=1)
+        text += f"; did you mean {near[0]!r}?" if near else ""
+    return text
+
+
+def _either(texts: list[str]) -> str:
+    """Join what the branches of a union say of one value, of which the last words ", not ..." are the same."""
+    if len(texts) == 1:
+        return texts[0]
+    ends = {text.rpartition(", not ")[2] for text in texts}
+    if len(ends) > 1:
+        return "; or: ".join(texts)
+    wanted = [text.rpartition(", not ")[0].removeprefix("expected ") for text in texts]
+    return f"expected {' or '.join(wanted)}, not {ends.pop()}"
 
 
 def _is_branch(part: str | int) -> bool:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from sobolev.registry import normalize
 
 Spec = Annotated[dict[str, Any], BeforeValidator(normalize)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$", max_length=100)]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"
+Name = Annotated[str, Field(pattern=NAME, max_length=100)]
+
+
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("seeds that differ, as each is one run")
+    return seeds
+
+
+Seed = Annotated[int, Field(ge=0)]
+Seeds = Annotated[int, Field(ge=1)] | Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class _Strict(BaseModel):
@@ -88,7 +99,7 @@ class Recipe(_Strict):
     evaluate: Evaluate = Field(Evaluate(), description="held-out measurement")
     dtype: Literal["float32", "float64"] = Field("float32", description="of student and derivatives")
     precision: Literal["full", "bfloat16"] = Field("full", description="of matrix products in the value term")
-    seeds: int | list[int] = Field(1, description="how many, from 0, or which")
+    seeds: Seeds = Field(1, description="how many, from 0, or which")
     variants: dict[Name, dict[str, Any]] = Field(default={}, description="dotted fields that a variant changes")
     matrix: dict[str, list[Any]] = Field(default={}, description="dotted field -> values; all combinations are run")
     track: list[Spec] = Field(default=[], description="trackers besides the console and metrics.jsonl")

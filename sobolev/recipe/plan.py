@@ -12,14 +12,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from sobolev.errors import RecipeError
-from sobolev.recipe.model import Recipe
+from sobolev.recipe.model import NAME, Recipe
 from sobolev.recipe.source import Document, Mark, flatten, parse_value, read
-from sobolev.registry import Path, Problem, Registry, normalize, problems_of
+from sobolev.registry import Path, Problem, Registry, did_you_mean, normalize, problems_of
 
 _COMPONENTS = {"target": "target", "student": "student", "estimator": "estimator", "objective": "objective"}
-_DEFAULTS: dict[str | int, str] = {"estimator": "exact", "objective": "sobolev"}
+_DEFAULTS: dict[Path, str] = {("estimator",): "exact", ("objective",): "sobolev", ("train", "optimizer"): "adam"}
 _LISTS = {"track": "tracker", "figures": "report"}
 _PLAN_ONLY = ("variants", "matrix", "seeds", "smoke", "extends")
+_SHARED = ("name", "description", "plugins", "variants", "matrix", "smoke", "extends", "track", "figures")
+
+Problems = dict[str, Mark]
+"""What is wrong, as people read it, and where."""
 
 
 @dataclass(frozen=True)
@@ -62,25 +66,43 @@ def load_plans(file: File, registry: Registry, overrides: Sequence[str] = (), sm
         RecipeError: every problem of every run, each once, with its place.
     """
     document = _extended(file, ())
-    given = [_override(text) for text in overrides]
+    problems: Problems = {}
     if smoke:
-        for dotted, value in _mapping(document, "smoke").items():
-            document.set(dotted, value, document.mark(("smoke", dotted)))
+        for dotted, value in _mapping(document, "smoke", problems).items():
+            _set(document, dotted, value, document.mark(("smoke", dotted)), problems)
         if isinstance(document.data.get("name"), str):
             document.data["name"] += ".smoke"
-    for dotted, value in given:
-        document.set(dotted, value, Mark(f"--set {dotted}"))
-    problems: dict[str, None] = {}
+    for text in overrides:
+        dotted, value = _override(text)
+        _set(document, dotted, value, Mark(f"--set {dotted}"), problems)
     plans: list[RunPlan] = []
-    for variant, run in _runs(document):
+    for variant, run in _runs(document, problems):
         plan, found = _check(run, registry, variant, file)
-        problems |= dict.fromkeys(_say(run, problem) for problem in found)
+        for problem in found:
+            mark = run.mark(problem.path, problem.key)
+            problems[f"{mark}: {'.'.join(map(str, problem.path))}: {problem.message}"] = mark
         if plan is not None:
             plans += plan
     if problems:
-        count = len(problems)
-        raise RecipeError("\n".join(problems) + (f"\n{count} problems" if count > 1 else ""))
+        texts = sorted(problems, key=lambda text: problems[text].order)
+        raise RecipeError("\n".join(texts) + (f"\n{len(texts)} problems" if len(texts) > 1 else ""))
     return plans
+
+
+def _vary(run: Document, dotted: str, value: Any, mark: Mark, problems: Problems) -> None:
+    """Set a field of one run; refuse fields that all runs share."""
+    if dotted.partition(".")[0] in _SHARED:
+        problems[f"{mark}: {dotted}: belongs to the recipe as a whole and cannot differ between its runs"] = mark
+    else:
+        _set(run, dotted, value, mark, problems)
+
+
+def _set(document: Document, dotted: str, value: Any, mark: Mark, problems: Problems) -> None:
+    """Set a field; note what is wrong with its path."""
+    try:
+        document.set(dotted, value, mark)
+    except RecipeError as error:
+        problems[str(error)] = mark
 
 
 def _extended(file: File, seen: tuple[File, ...]) -> Document:
@@ -91,12 +113,16 @@ def _extended(file: File, seen: tuple[File, ...]) -> Document:
     mark = document.mark(("extends",))
     if not isinstance(parent, str):
         raise RecipeError(f"{mark}: 'extends' names one recipe file, not {parent!r}")
-    base_file = (file.parent / parent).resolve()
-    if base_file in seen or base_file == file.resolve():
-        raise RecipeError(f"{mark}: {parent} extends itself")
+    base_file = file.parent / parent
+    chain = (*seen, file.resolve())
+    if base_file.resolve() in chain:
+        raise RecipeError(
+            f"{mark}: {file.name} extends {parent}, which leads back to it; a recipe cannot be its own ancestor"
+        )
     if not base_file.is_file():
-        raise RecipeError(f"{mark}: there is no recipe {parent} beside {file.name}")
-    base = _extended(base_file, (*seen, file.resolve()))
+        near = did_you_mean(base_file.name, [f.name for f in base_file.parent.glob("*.y*ml") if f != file])
+        raise RecipeError(f"{mark}: there is no recipe {parent} beside {file.name}; {near}")
+    base = _extended(base_file, chain)
     for key in [k for k in document.data if "." in k]:  # dotted keys change single fields of the parent
         base.set(key, document.data.pop(key), document.mark((key,)))
     for name in (*_COMPONENTS, "train"):
@@ -119,37 +145,52 @@ def _drop_replaced_component(base: Document, child: Document, name: str) -> None
 
 def _override(text: str) -> tuple[str, Any]:
     dotted, equals, value = text.partition("=")
-    if not equals or not dotted:
+    if not equals or not dotted.strip():
         raise RecipeError(f"--set {text}: expected a.b.c=value")
     return dotted.strip(), parse_value(value)
 
 
-def _mapping(document: Document, key: str) -> dict[str, Any]:
+def _mapping(document: Document, key: str, problems: Problems) -> dict[str, Any]:
     value = document.data.get(key) or {}
     if not isinstance(value, dict):
-        raise RecipeError(f"{document.mark((key,))}: {key!r} is a mapping, not {value!r}")
+        mark = document.mark((key,))
+        problems[f"{mark}: {key}: expected a mapping, not {value!r}"] = mark
+        return {}
     return value
 
 
-def _runs(document: Document) -> Iterator[tuple[str, Document]]:
-    variants = _mapping(document, "variants") or {"default": {}}
-    matrix = _mapping(document, "matrix")
-    for name, values in matrix.items():
+def _runs(document: Document, problems: Problems) -> Iterator[tuple[str, Document]]:
+    """Yield every variant and matrix cell by name, with its fields set; note what is wrong with their paths."""
+    variants = _mapping(document, "variants", problems) or {"default": {}}
+    matrix = dict(_mapping(document, "matrix", problems))
+    for name, values in list(matrix.items()):
         if not isinstance(values, list) or not values:
-            raise RecipeError(f"{document.mark(('matrix', name))}: expected a list of values, not {values!r}")
+            mark = document.mark(("matrix", name))
+            problems[f"{mark}: matrix.{name}: expected a list of values, not {values!r}"] = mark
+            del matrix[name]
+    names: set[str] = set()
     for variant, changes in variants.items():
+        mark = document.mark(("variants", variant), key=True)
         changes = changes or {}
+        if not re.fullmatch(NAME, variant):
+            problems[f"{mark}: variants: {variant!r} names a folder: letters, digits, '-', '_' and '.' alone"] = mark
         if not isinstance(changes, dict):
-            raise RecipeError(f"{document.mark(('variants', variant))}: expected 'field.name: value' pairs")
+            problems[f"{mark}: variants.{variant}: expected 'field.name: value' pairs, not {changes!r}"] = mark
+            changes = {}
         for cell in itertools.product(*matrix.values()):
             run = document.copy()
             for dotted, value in zip(matrix, cell, strict=True):
-                run.set(dotted, value, document.mark(("matrix", dotted)))
+                _vary(run, dotted, value, document.mark(("matrix", dotted), key=True), problems)
             for dotted, value in changes.items():
-                run.set(dotted, value, document.mark(("variants", variant, dotted)))
+                _vary(run, dotted, value, document.mark(("variants", variant, dotted)), problems)
             label = [variant] if variant != "default" or not matrix else []
             label += [_cell(dotted, value) for dotted, value in zip(matrix, cell, strict=True)]
-            yield ",".join(label), run
+            name = ",".join(label)
+            if name in names:
+                mark = document.mark(("matrix",), key=True)
+                problems[f"{mark}: matrix: two runs would be called {name!r}; their values must differ"] = mark
+            names.add(name)
+            yield name, run
 
 
 def _cell(dotted: str, value: Any) -> str:
@@ -168,14 +209,15 @@ def _check(run: Document, registry: Registry, variant: str, file: File) -> tuple
     try:
         recipe = Recipe(**data)
     except ValidationError as error:
-        problems += problems_of(error, (), _allowed())
+        problems += problems_of(error, (), _allowed(), data)
         recipe = None
     checked: dict[str, Any] = {}
     for path, kind in _component_places(data):
         spec = _at(data, path)
         resolved, found = registry.check(kind, spec, path)
         checked[".".join(map(str, path))] = resolved
-        problems += found
+        # The registry knows more than the model of what is wrong at its place.
+        problems = [p for p in problems if not found or p.path != path] + found
     if recipe is None or problems:
         return None, [p for i, p in enumerate(problems) if p not in problems[:i]]
     for dotted, spec in checked.items():
@@ -198,7 +240,7 @@ def _broken_or_absent(name: str, registry: Registry) -> str:
 
 def _component_places(data: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
     for key, kind in _COMPONENTS.items():
-        if key in data or key in _DEFAULTS:
+        if key in data or (key,) in _DEFAULTS:
             yield (key,), kind
     for key, kind in _LISTS.items():
         items = data.get(key)
@@ -220,13 +262,14 @@ def _train_places(node: Mapping[str, Any], path: Path) -> Iterator[tuple[Path, s
 
 
 def _at(data: Any, path: Path) -> Any:
-    """Return a component as it is written; estimator and objective have a default that need not be named."""
+    """Return a component as it is written; where there is a default, its name may be left out."""
+    default = _DEFAULTS.get(path)
     for part in path:
         if isinstance(data, Mapping) and part not in data:
-            return _DEFAULTS.get(part)
+            return default
         data = data[part]
-    if len(path) == 1 and path[0] in _DEFAULTS and isinstance(data, Mapping):
-        return {"use": _DEFAULTS[path[0]], **data}
+    if default is not None and isinstance(data, Mapping):
+        return {"use": default, **data}
     return data
 
 
@@ -250,12 +293,8 @@ def _allowed() -> dict[Path, list[str]]:
         ("evaluate",): list(model.Evaluate.model_fields),
         ("train", "stop"): list(model.EarlyStop.model_fields),
         ("train", "checkpoint"): list(model.Checkpoints.model_fields),
+        ("train", "phases"): list(model.Phase.model_fields),
     }
-
-
-def _say(run: Document, problem: Problem) -> str:
-    where = ".".join(map(str, problem.path))
-    return f"{run.mark(problem.path, problem.key)}: {where}: {problem.message}"
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

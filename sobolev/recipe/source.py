@@ -28,6 +28,11 @@ class Mark:
     line: int | None = None
     column: int | None = None
 
+    @property
+    def order(self) -> tuple[str, int, int]:
+        """What places are sorted by."""
+        return self.file, self.line or 0, self.column or 0
+
     def __str__(self) -> str:
         return self.file if self.line is None else f"{self.file}:{self.line}:{self.column}"
 
@@ -141,13 +146,21 @@ def read(file: File) -> Document:
         mark = error.problem_mark or error.context_mark
         place = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else str(file)
         raise RecipeError(f"{place}: not valid YAML: {error.problem or error.context}") from None
-    except (YAMLError, RecursionError, ValueError) as error:
+    except RecursionError:
+        raise RecipeError(f"{file}: nested too deeply for a recipe") from None
+    except (YAMLError, ValueError) as error:
         raise RecipeError(f"{file}: not valid YAML: {error}") from None
     if not isinstance(loaded, CommentedMap):
-        raise RecipeError(f"{file}:1:1: a recipe is a mapping such as 'name: ...', not {type(loaded).__name__}")
+        raise RecipeError(f"{file}:1:1: a recipe is a mapping such as 'name: ...', not {_shape(loaded)}")
     document = Document({}, top=Mark(str(file), 1, 1))
     document.data = _plain(loaded, (), str(file), document)
     return document
+
+
+def _shape(loaded: Any) -> str:
+    if loaded is None:
+        return "empty"
+    return "a list" if isinstance(loaded, CommentedSeq) else f"the single value {loaded!r}"
 
 
 def write(data: Mapping[str, Any]) -> str:
@@ -175,9 +188,9 @@ def _plain(node: Any, path: Path, file: str, document: Document | None, count: l
     if isinstance(node, TaggedScalar) or (
         isinstance(node, CommentedMap | CommentedSeq) and getattr(node.tag, "value", None)
     ):
-        line = getattr(getattr(node, "lc", None), "line", None)
-        place = f"{file}:{line + 1}" if line is not None else file
-        raise RecipeError(f"{place}: tags such as {node.tag.value!r} are not allowed in a recipe")
+        raise RecipeError(
+            f"{_place(path, file, document)}: tags such as {node.tag.value!r} are not allowed in a recipe"
+        )
     if isinstance(node, CommentedMap):
         result = {}
         for key, value in node.items():
@@ -203,7 +216,14 @@ def _plain(node: Any, path: Path, file: str, document: Document | None, count: l
     for base in (int, float, str):
         if isinstance(node, base):
             return base(node)
-    raise RecipeError(f"{file}: {'.'.join(map(str, path))}: {node!r} is neither number, text, truth value nor null")
+    raise RecipeError(
+        f"{_place(path, file, document)}: {'.'.join(map(str, path))}: {node!s} is neither number, text, truth value "
+        "nor null; put it into quotes to make it a text"
+    )
+
+
+def _place(path: Path, file: str, document: Document | None) -> str:
+    return str(document.mark(path)) if document is not None else file
 
 
 def flatten(data: Any, path: Path = ()) -> dict[str, Any]:
