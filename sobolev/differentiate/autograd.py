@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,12 +17,17 @@ ValueFunction = Callable[[Mapping[str, Tensor]], Tensor]
 
 
 def differentiate(
-    function: ValueFunction, points: Points, probe: Probe, create_graph: bool, detached: frozenset[Key] = frozenset()
+    function: ValueFunction,
+    points: Points,
+    probe: Probe,
+    create_graph: bool,
+    detached: frozenset[Key] = frozenset(),
+    coupled: bool = False,
 ) -> Jet:
     """Return the jet of a function that treats samples independently.
 
-    Where it does not (BatchNorm in training mode), the derivative of sample i is that of the sum of all samples'
-    values by x_i, coupling included.
+    Where it does not (BatchNorm in training mode), the derivative of sample i is that of the sum over all samples,
+    each contracted with its own vectors, by x_i.
 
     Args:
         function: inputs by name -> value ``(B, m)``.
@@ -29,33 +36,50 @@ def differentiate(
         create_graph: whether the result can be differentiated by parameters.
         detached: keys whose derivative is wanted without graph all the same: they share the forward pass, and
             cost no second differentiation.
+        coupled: whether samples influence each other; then forward mode, which moves all samples at once, is not used.
 
     Returns:
         The value with its graph, and every derivative in the shape of its contraction.
 
     Raises:
-        DerivativeError: an operation without the derivative that is needed.
+        DerivativeError: an operation without the derivative that is needed; a Hessian of coupled samples.
     """
+    if coupled:
+        _check_coupled(probe)
     named = {name for key in probe.keys for name in key}
-    differentiated_often = any(len(key) > 1 and key not in detached for key in probe.keys)
     try:
-        if _forward_mode(points, probe, detached):
+        if not coupled and _forward_mode(probe, detached):
             return _by_forward_mode(function, points, probe, create_graph)
         inputs = {
             name: tensor.detach().requires_grad_() if name in named else tensor
             for name, tensor in points.inputs.items()
         }
-        with torch.enable_grad(), differentiable_forms(norms=create_graph and differentiated_often):
+        with torch.enable_grad(), differentiable_forms(norms=_twice(probe, create_graph, detached)):
             value = function(inputs)
             derivatives = {
                 key: derivative(
-                    value, tuple(inputs[name] for name in key), contraction, create_graph and key not in detached
+                    value,
+                    tuple(inputs[name] for name in key),
+                    contraction,
+                    create_graph and key not in detached,
+                    coupled,
                 )
                 for key, contraction in probe.contractions.items()
             }
         return Jet(value, derivatives)
     except (NotImplementedError, RuntimeError) as error:
         raise explained(error, probe) from error
+
+
+def _check_coupled(probe: Probe) -> None:
+    for key, contraction in probe.contractions.items():
+        if any(vector is None for vector in contraction.inputs[:-1]):
+            raise DerivativeError(
+                f"{key_name(key)}: the student has BatchNorm with the statistics of the batch, so a sample alone has no "
+                "second derivative to compare (the sum over the batch, shifted as a whole, does not change at all). "
+                "Use GroupNorm or LayerNorm, put BatchNorm in eval mode, or compare Hessian-vector products "
+                "(estimator: {use: projected, side: input})"
+            )
 
 
 _NO_DERIVATIVE = ("is not implemented", "not differentiable", "not support", "derivative for")
@@ -68,58 +92,90 @@ def explained(error: Exception, probe: Probe) -> Exception:
         return error
     first = text.strip().partition("\n")[0]
     return DerivativeError(
-        f"{', '.join(key_name(key) for key in probe.keys)} cannot be taken: {first}. An operation of the network has no "
-        "derivative of the order that is needed. Replace it by elementary operations (fused attention: "
+        f"{', '.join(key_name(key) for key in probe.keys)} cannot be taken: {first}. An operation of the network has "
+        "no derivative of the order that is needed. Replace it by elementary operations (fused attention: "
         "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), timm: set_fused_attn(False); recurrent layers on a GPU: "
         "torch.backends.cudnn.flags(enabled=False)), or give the target's derivatives by finite differences"
     )
 
 
-def _forward_mode(points: Points, probe: Probe, detached: frozenset[Key]) -> bool:
-    """Whether forward mode is the cheaper way: directional derivatives of first order, and nothing else."""
-    contractions = probe.contractions.values()
-    return bool(probe.keys) and not detached and all(
-        len(c.inputs) == 1 and c.inputs[0] is not None and c.output is None for c in contractions
-    ) and all(points.inputs[key[0]].is_floating_point() for key in probe.keys)  # fmt: skip
+def _twice(probe: Probe, create_graph: bool, detached: frozenset[Key]) -> bool:
+    """Whether a derivative beyond the first gradient will be differentiated by parameters."""
+    return create_graph and any(
+        len(key) > 1 or (c.output is None and c.inputs[0] is not None)
+        for key, c in probe.contractions.items()
+        if key not in detached
+    )
+
+
+def _forward_mode(probe: Probe, detached: frozenset[Key]) -> bool:
+    """Whether forward mode is the cheaper way: one directional derivative of first order, and nothing else.
+
+    Several would need several forward passes, which move the statistics of BatchNorm several times.
+    """
+    if len(probe.contractions) != 1 or detached:
+        return False
+    ((key, contraction),) = probe.contractions.items()
+    return len(key) == 1 and contraction.output is None and contraction.probes == 1
+
+
+@cache
+def _load_forward_rules() -> None:
+    # torch scripts some of them when first used, and warns that it should not.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        x = torch.ones(1)
+        torch.func.jvp(torch.tanh, (x,), (x,))
 
 
 def _by_forward_mode(function: ValueFunction, points: Points, probe: Probe, create_graph: bool) -> Jet:
-    derivatives: dict[Key, Tensor] = {}
-    value: Tensor | None = None
-    rng = torch.get_rng_state()
+    ((key, contraction),) = probe.contractions.items()
+    (vector,) = contraction.inputs
+    assert vector is not None
+    _load_forward_rules()
     with torch.set_grad_enabled(create_graph), differentiable_forms(norms=create_graph):
-        for key, contraction in probe.contractions.items():
-            (name,), (vectors,) = key, contraction.inputs
-            assert vectors is not None
-            rows = []
-            for j in range(vectors.shape[1]):
-                torch.set_rng_state(rng)  # every pass draws the same dropout masks
-                value, row = torch.func.jvp(
-                    lambda x, name=name: function({**points.inputs, name: x}), (points.inputs[name],), (vectors[:, j],)
-                )
-                rows.append(row)
-            derivatives[key] = torch.stack(rows, dim=1)
-    assert value is not None
-    return Jet(value, derivatives)
+        value, row = torch.func.jvp(
+            lambda x: function({**points.inputs, key[0]: x}), (points.inputs[key[0]],), (vector[:, 0],)
+        )
+    return Jet(value, {key: row[:, None]})
 
 
-def derivative(value: Tensor, by: tuple[Tensor, ...], contraction: Contraction, create_graph: bool) -> Tensor:
+def derivative(
+    value: Tensor, by: tuple[Tensor, ...], contraction: Contraction, create_graph: bool, coupled: bool = False
+) -> Tensor:
     """Return the contracted derivative of ``value`` ``(B, m)`` by one input per slot; they are leaves of its graph."""
-    k = contraction.probes
-    if contraction.output is not None:
-        rows = [(value * contraction.output[:, j]).sum(dim=1) for j in range(k or 0)]
+    output, k = contraction.output, contraction.probes
+    if output is not None:
+        rows = [(value * vector).sum(dim=1) for vector in output.unbind(dim=1)]
         return torch.stack([_row(row, by, contraction, 0, j, create_graph) for j, row in enumerate(rows)], dim=1)
-    rows = list(value.unbind(dim=1))
-    if k is None:
-        return torch.stack([_row(row, by, contraction, 0, None, create_graph) for row in rows], dim=1)
-    per_probe = [torch.stack([_row(row, by, contraction, 0, j, create_graph) for row in rows], dim=1) for j in range(k)]
-    return torch.stack(per_probe, dim=1)
+    if len(by) == 1 and k is not None and value.shape[1] > k + 1 and not coupled:
+        return _along(value, by[0], contraction, create_graph)
+    rows = [_row(row, by, contraction, 0, None, create_graph) for row in value.unbind(dim=1)]
+    return torch.stack(rows, dim=1 if k is None else 2)
+
+
+def _along(value: Tensor, x: Tensor, contraction: Contraction, create_graph: bool) -> Tensor:
+    """Return ``J v_j`` ``(B, k, m)`` as derivatives of ``J' c``, which is linear in c, by c."""
+    (vectors,) = contraction.inputs
+    assert vectors is not None
+    if not value.requires_grad:
+        return value.new_zeros(len(value), vectors.shape[1], value.shape[1])
+    c = torch.zeros_like(value, requires_grad=True)
+    (pulled,) = torch.autograd.grad(value, x, c, create_graph=True, materialize_grads=True)
+    rows = [
+        torch.autograd.grad(pulled, c, v, create_graph=create_graph, retain_graph=True, materialize_grads=True)[0]
+        for v in vectors.unbind(dim=1)
+    ]
+    return torch.stack(rows, dim=1)
 
 
 def _row(
     component: Tensor, by: tuple[Tensor, ...], contraction: Contraction, slot: int, j: int | None, create_graph: bool
 ) -> Tensor:
-    """Differentiate one component ``(B,)`` by the slots from ``slot`` on; returns ``(B, *open slots)``."""
+    """Differentiate one component ``(B,)`` by the slots from ``slot`` on.
+
+    Returns ``(B, *open slots)`` for the probe ``j``, or ``(B, [k], *open slots)`` for all where ``j`` is None.
+    """
     last = slot == len(by) - 1
     x = by[slot]
     if component.requires_grad:
@@ -131,10 +187,17 @@ def _row(
         gradient = torch.zeros_like(x)
     vector = contraction.inputs[slot]
     if vector is not None:
-        contracted = (gradient * vector[:, j]).flatten(1).sum(dim=1)
-        return contracted if last else _row(contracted, by, contraction, slot + 1, j, create_graph)
+        if j is not None:
+            contracted = (gradient * vector[:, j]).flatten(1).sum(dim=1)
+            return contracted if last else _row(contracted, by, contraction, slot + 1, j, create_graph)
+        contracted = (gradient[:, None] * vector).flatten(2).sum(dim=2)
+        if last:
+            return contracted
+        parts = contracted.unbind(dim=1)
+        return torch.stack([_row(c, by, contraction, slot + 1, i, create_graph) for i, c in enumerate(parts)], dim=1)
     if last:
         return gradient
     elements = gradient.flatten(1).unbind(dim=1)
-    rows = torch.stack([_row(e, by, contraction, slot + 1, j, create_graph) for e in elements], dim=1)
-    return rows.reshape(len(rows), *x.shape[1:], *rows.shape[2:])
+    position = 2 if j is None and contraction.probes is not None else 1
+    rows = torch.stack([_row(e, by, contraction, slot + 1, j, create_graph) for e in elements], dim=position)
+    return rows.reshape(*rows.shape[:position], *x.shape[1:], *rows.shape[position + 1 :])

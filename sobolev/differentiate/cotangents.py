@@ -21,7 +21,8 @@ def cotangent(head: Head, z: Tensor, value: Tensor, v: Tensor, inputs: Inputs) -
 
     Args:
         head: the head.
-        z, value: its argument and its value, both with graph.
+        z: its argument, with graph.
+        value: ``head(z)``, with graph.
         v: cotangents at the value.
         inputs: what else the head reads.
     """

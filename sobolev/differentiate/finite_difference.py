@@ -31,9 +31,9 @@ class FiniteDifference(Estimator):
     The relative step is eps^(1/(K + 1)) (forward) or eps^(1/(K + 2)) (central) of the inputs' dtype, the balance of
     truncation and rounding; it is multiplied by half the width of the input's range where the site declares one, and
     by max(1, ``|x_j|``) elsewhere, so that no component moves further than that fraction of its scale. With
-    ``complex-step`` the first slot is differenced along the imaginary axis, to machine precision, the other slots centrally;
-    values of the first batch are compared with central differences, since a function that drops the imaginary part would be
-    silently wrong.
+    ``complex-step`` the first slot is differenced along the imaginary axis, to machine precision, the other slots
+    centrally; values of the first batch are compared with central differences, since a function that drops the
+    imaginary part would be silently wrong.
 
     Args:
         of: the estimator that says what is asked.
@@ -213,7 +213,7 @@ class _Stencil:
 
     def run(self) -> Tensor:
         """Return ``(B, m, *open slots)``."""
-        combinations = [()]
+        combinations: list[tuple[int, ...]] = [()]
         for size in self.slots:
             combinations = [(*c, i) for c in combinations for i in range(size)]
         rows = torch.stack([row for row in self._rows(combinations)], dim=-1)

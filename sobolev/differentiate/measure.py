@@ -48,6 +48,14 @@ def kind(contraction: Contraction) -> str:
     return "input side" if not open_slots else "product"
 
 
+def couples(module: nn.Module) -> bool:
+    """Return whether a module's samples influence each other: BatchNorm with the statistics of the batch."""
+    return any(
+        isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None)
+        for layer in module.modules()
+    )
+
+
 class Measurer:
     """Measures one site's student.
 
@@ -115,7 +123,7 @@ class Measurer:
             if engine == PASSES:
                 jet = self._by_passes(points, probe, create_graph)
             else:
-                jet = differentiate(self.value, points, probe, create_graph, detached)
+                jet = differentiate(self.value, points, probe, create_graph, detached, couples(self.module))
         return jet if create_graph else jet.detach()
 
     def engine(self, points: Points, probe: Probe, detached: frozenset[Key] = frozenset()) -> str:
@@ -173,7 +181,8 @@ class Measurer:
         mode = self.module.training
         linearizer = self._linearizers.get(mode)
         if linearizer is None:
-            with torch.no_grad():
+            # The pass draws random numbers where there is dropout; the caller's stream must not notice.
+            with torch.no_grad(), torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
                 width, outputs = program.width(x[:1])
             linearizer = self._linearizers[mode] = Linearizer(program, self.head, width, outputs)
             if outputs != self.site.outputs:

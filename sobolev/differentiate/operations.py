@@ -56,7 +56,7 @@ class Operation:
         raise NotImplementedError
 
     def bend(self, tangent: Tensor, adjoint: Tensor, saved: Saved) -> Tensor:
-        """Return ``sum_j sigma''(a) * tangent_j * adjoint_j``, ``(B, ...)``; tangents at the input, adjoints at the output."""
+        """Return ``sum_j sigma''(a) * tangent_j * adjoint_j``, ``(B, ...)``: tangents at the input, adjoints after."""
         raise NotImplementedError
 
     def gradients(
@@ -128,7 +128,8 @@ class Linear(Operation):
         if adjoint.ndim > 2:
             return super().merged(adjoint, e, h, tangent, saved, p)
         weight = adjoint.t() @ _joined(e, h, tangent)
-        return [weight, torch.mv(adjoint.t(), e[:, 0])][: len(p)]
+        found: list[Tensor | None] = [weight, torch.mv(adjoint.t(), e[:, 0])]
+        return found[: len(p)]
 
 
 @dataclass
@@ -238,6 +239,28 @@ class FrozenNorm(Operation):
             over = [i for i in range(adjoint.ndim) if i != 1]
             weights.append((adjoint * tangent).sum(over) * self._scale(p))
         return [None, None, _total(weights), bias]
+
+
+@dataclass
+class Scale(Operation):
+    """Standardisation by a fixed mean and deviation, or its inverse; ``tensors`` are both."""
+
+    inverse: bool
+    tensors: tuple[int, ...] = field(kw_only=True)
+
+    def value(self, h: Tensor, p: Sequence[Tensor]) -> tuple[Tensor, Saved]:
+        return (h * p[1] + p[0] if self.inverse else (h - p[0]) / p[1]), None
+
+    def push(self, tangent: Tensor, saved: Saved, p: Sequence[Tensor]) -> Tensor:
+        return tangent * p[1] if self.inverse else tangent / p[1]
+
+    def pull(self, adjoint: Tensor, saved: Saved, p: Sequence[Tensor]) -> Tensor:
+        return self.push(adjoint, saved, p)
+
+    def gradients(
+        self, values: Pair | None, derivatives: Pair | None, saved: Saved, p: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        return [None, None]
 
 
 @dataclass

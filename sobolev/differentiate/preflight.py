@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -114,8 +115,8 @@ def _error(
             for p, start in zip(parameters, kept, strict=True):
                 p.copy_(start)
     difference = (values[0] - values[1]) / (2 * step)
-    size = sum(float(g.square().sum()) for g in gradients) ** 0.5
-    count = sum(g.numel() for g in gradients) ** 0.5
+    size = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+    count = math.sqrt(sum(g.numel() for g in gradients))
     # Rounding of the loss itself limits what a difference can resolve.
     floor = abs(values[0]) * torch.finfo(torch.float64).eps / step * 1e2
     scale = max(abs(slope), abs(difference), size / max(count, 1.0), 1e-12)
@@ -146,8 +147,8 @@ def _blame(
 def _message(errors: Sequence[float], blamed: Sequence[str], tolerance: float) -> str:
     where = ", ".join(blamed) if blamed else "no single layer"
     return (
-        f"the parameter gradient of this loss is wrong: relative errors {', '.join(f'{e:.1e}' for e in errors)} against "
-        f"finite differences in float64, allowed {tolerance:.0e}. Wrong at: {where}. "
-        "A layer there, or one that its output passes through, has a second derivative that this version of PyTorch gets "
-        "wrong: write it out from elementary operations, or train on values only (weight 0 for the derivative)."
+        f"the parameter gradient of this loss is wrong: relative errors {', '.join(f'{e:.1e}' for e in errors)} "
+        f"against finite differences in float64, allowed {tolerance:.0e}. Wrong at: {where}. A layer there, or one that "
+        "its output passes through, has a second derivative that this version of PyTorch gets wrong: write it out from "
+        "elementary operations, or train on values only (weight 0 for the derivative)."
     )

@@ -12,9 +12,17 @@ from torch import Tensor, fx, nn
 from sobolev.differentiate import operations as ops
 from sobolev.differentiate.elementwise import activation_of, activation_of_function
 from sobolev.differentiate.operations import Operation
+from sobolev.scaling import Restore, Scaling, Standardise
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FRESH = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+class _Tracer(fx.Tracer):
+    """Sees layers of scaling whole."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, Scaling) or super().is_leaf_module(m, module_qualified_name)
 
 
 class Unrecognised(Exception):
@@ -83,7 +91,7 @@ class Program:
 def recognise(module: nn.Module) -> Program:
     """Return the program of a module with one input.
 
-    Known are Linear, Conv1d-3d, element-wise activations, Flatten, Dropout, average and maximum pooling of images,
+    Known are Linear, Conv1d-3d, element-wise activations, fixed scaling, Flatten, Dropout, average and maximum pooling of images,
     BatchNorm in eval mode, and sums of two branches.
 
     Raises:
@@ -92,7 +100,7 @@ def recognise(module: nn.Module) -> Program:
     _check_hooks(module)
     root = nn.Sequential(module)
     try:
-        graph = fx.Tracer().trace(root)
+        graph = _Tracer().trace(root)
     except Exception as error:
         # Whatever a forward does that tracing refuses (control flow on values, other libraries) is not a program.
         raise Unrecognised(f"its forward cannot be traced: {type(error).__name__}: {error}") from error
@@ -206,18 +214,20 @@ class _Builder:
         activation = activation_of(layer)
         if activation is not None:
             return ops.Elementwise(activation)
-        kind = type(layer)
+        kind: type[nn.Module] = type(layer)
         if kind is nn.Identity:
             return ops.Identity()
+        if kind in (Standardise, Restore):
+            return ops.Scale(kind is Restore, tensors=self._keep(layer, "mean", "deviation"))
         if kind is nn.Linear:
             return ops.Linear(tensors=self._keep(layer, "weight", "bias"))
         if kind in (nn.Conv1d, nn.Conv2d, nn.Conv3d):
             return self._convolution(layer)
-        if kind is nn.Flatten and layer.start_dim == 1 and layer.end_dim == -1:
+        if isinstance(layer, nn.Flatten) and layer.start_dim == 1 and layer.end_dim == -1:
             return ops.Flatten()
         if kind is nn.Dropout:
             self.modes.append((layer, layer.training))
-            return ops.Dropout(layer.p) if layer.training and layer.p > 0 else ops.Identity()
+            return ops.Dropout(float(layer.p)) if layer.training and layer.p > 0 else ops.Identity()
         if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             return self._norm(layer)
         return self._pool(layer)

@@ -49,8 +49,8 @@ def projected(
     """Random projections of the derivatives (Eq. 2 of the paper).
 
     Vectors are independent and uniform on the unit sphere, per sample, step, order and probe, a function of
-    (seed, step, sample id). The squared norm of a projection is on average the exact one divided by m (output side) or d
-    (each contracted input slot); the weight of the term is where a recipe makes up for that.
+    (seed, step, sample id). The squared norm of a projection is on average the exact one divided by m (output side)
+    or d (each contracted input slot); the weight of the term is where a recipe makes up for that.
 
     Args:
         probes: k.
@@ -78,14 +78,14 @@ def finite_difference(
 ) -> Estimator:
     """Finite differences of the target's value, for targets without derivatives.
 
-    The student is still differentiated by autograd. The number of target evaluations is recorded, so that comparisons can be
-    made at equal budget.
+    The student is still differentiated by autograd. The number of target evaluations is recorded, so that
+    comparisons can be made at equal budget.
 
     Args:
         of: what is asked: ``exact`` differences along the axes (2d evaluations per sample), ``projected``
             with ``side: input`` along random directions (2k).
-        scheme: ``central`` (error h^2), ``forward`` (error h, half the evaluations), ``complex-step`` (machine precision,
-            for functions that carry complex numbers through).
+        scheme: ``central`` (error h^2), ``forward`` (error h, half the evaluations), ``complex-step`` (machine
+            precision, for functions that carry complex numbers through).
         step: relative to half the declared range of the input, or to max(1, abs(x)).
         rows: a multiple of the batch is used; at least one batch.
     """
