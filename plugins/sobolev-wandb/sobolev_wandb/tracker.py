@@ -6,9 +6,11 @@ import json
 import math
 import os
 import secrets
+import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from sobolev_wandb.settings import resolve_mode
 STEP = "global_step"
 NOTE = "wandb.json"
 COMPARISON = "comparison.wandb.json"
+_PATIENCE = 20.0  # seconds; nothing here needs the network, an offline run opens in less than one
 
 
 class WandbTracker(Tracker):
@@ -80,16 +83,22 @@ class WandbTracker(Tracker):
         known |= {"mode": mode, "reason": reason, "asked": self.mode}
         directory.mkdir(parents=True, exist_ok=True)
         _write(directory / note, known)  # before the first record, so that a killed run finds its id again
-        self.run = wandb.init(
-            project=self.project,
-            entity=self.entity,
-            dir=directory,
-            id=known["id"],
-            mode="offline",
-            resume="allow" if id else None,
-            reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True),
-            **identity,
+        settings = wandb.Settings(
+            silent=True, console="off", disable_git=True, disable_code=True, init_timeout=_PATIENCE
+        )
+        self.run = within(
+            _PATIENCE + 5,
+            lambda: wandb.init(
+                project=self.project,
+                entity=self.entity,
+                dir=directory.resolve(),
+                id=known["id"],
+                mode="offline",
+                resume="allow" if id else None,
+                reinit="create_new",
+                settings=settings,
+                **identity,
+            ),
         )
         file = _file(self.run)
         _write(directory / note, {**known, "file": str(file.relative_to(directory.resolve()))})
@@ -114,8 +123,8 @@ class WandbTracker(Tracker):
         self.run.summary["status"] = status
         if self.student and student is not None and student.is_file():
             self._keep(student, summary)
-        self.run.finish(0 if status == "finished" else 1)
-        self.run = None
+        run, self.run = self.run, None
+        within(_PATIENCE, lambda: run.finish(0 if status == "finished" else 1))
 
     def _keep(self, student: Path, summary: Mapping[str, float]) -> None:
         import wandb
@@ -125,7 +134,7 @@ class WandbTracker(Tracker):
         for file in (student, student.parent / "recipe.yaml"):
             if file.is_file():
                 # "immutable" refers to the file where it lies, instead of copying it to the user's home first.
-                artifact.add_file(str(file), policy="immutable", skip_cache=True)
+                artifact.add_file(str(file.resolve()), policy="immutable", skip_cache=True)
         self.run.log_artifact(artifact)
 
     def compare(self, recipe: str, table: str, figures: Sequence[Path], directory: Path) -> None:
@@ -142,8 +151,8 @@ class WandbTracker(Tracker):
         columns, rows = _rows(table)
         self.run.log({"comparison": wandb.Table(columns=columns, data=rows), **_images(figures), STEP: 0})
         file = _file(self.run)
-        self.run.finish(0)
-        self.run = None
+        run, self.run = self.run, None
+        within(_PATIENCE, lambda: run.finish(0))
         if _read(directory / COMPARISON)["mode"] == "online":
             upload.start(file, _log(file), live=False)
         self._conclude(directory)
@@ -176,6 +185,29 @@ def _disappointed(notes: Sequence[Mapping[str, Any]]) -> bool:
     return any(note["asked"] == "online" and note["reason"] == "not logged in" for note in notes)
 
 
+def within(seconds: float, call: Callable[[], Any]) -> Any:
+    """Return what a call returns.
+
+    Raises:
+        TimeoutError: it takes longer; it is left to itself then, in a thread that keeps nobody from leaving.
+    """
+    future: Future[Any] = Future()
+
+    def answer() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        return future.result(timeout=seconds)
+    except TimeoutError:
+        if future.done():
+            raise
+        raise TimeoutError(f"wandb did not answer within {seconds:.0f} s") from None
+
+
 def _file(run: Any) -> Path:
     """Return the file that a W&B run is written to, absolute; wandb gives it relative to the current folder."""
     return Path(run.settings.sync_file).resolve()
@@ -192,7 +224,7 @@ def _images(figures: Sequence[Path]) -> dict[str, Any]:
     return {f"figures/{file.stem}": wandb.Image(str(file)) for file in pictures}
 
 
-def _rows(markdown: str) -> tuple[list[str], list[list[str]]]:
+def _rows(markdown: str) -> tuple[list[str | int], list[Iterable[Any]]]:
     """Return columns and rows of a Markdown table."""
     cells = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in markdown.splitlines() if line]
     return list(cells[0]), list(cells[2:])
