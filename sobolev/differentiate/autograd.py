@@ -50,16 +50,14 @@ def differentiate(
     try:
         if not coupled and _forward_mode(probe, detached):
             return _by_forward_mode(function, points, probe, create_graph)
-        inputs = {
-            name: tensor.detach().requires_grad_() if name in named else tensor
-            for name, tensor in points.inputs.items()
-        }
+        leaves = {name: points.inputs[name].detach().requires_grad_() for name in named}
         with torch.enable_grad(), differentiable_forms(norms=_twice(probe, create_graph, detached)):
-            value = function(inputs)
+            # Copies: a first layer may work in place.
+            value = function({**points.inputs, **{name: leaf.clone() for name, leaf in leaves.items()}})
             derivatives = {
                 key: derivative(
                     value,
-                    tuple(inputs[name] for name in key),
+                    tuple(leaves[name] for name in key),
                     contraction,
                     create_graph and key not in detached,
                     coupled,
@@ -75,8 +73,8 @@ def _check_coupled(probe: Probe) -> None:
     for key, contraction in probe.contractions.items():
         if any(vector is None for vector in contraction.inputs[:-1]):
             raise DerivativeError(
-                f"{key_name(key)}: the student has BatchNorm with the statistics of the batch, so a sample alone has no "
-                "second derivative to compare (the sum over the batch, shifted as a whole, does not change at all). "
+                f"{key_name(key)}: the student has BatchNorm with the statistics of the batch, so a sample alone has "
+                "no second derivative to compare (the sum over the batch, shifted as a whole, does not change at all). "
                 "Use GroupNorm or LayerNorm, put BatchNorm in eval mode, or compare Hessian-vector products "
                 "(estimator: {use: projected, side: input})"
             )

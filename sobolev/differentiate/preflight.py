@@ -148,7 +148,7 @@ def _message(errors: Sequence[float], blamed: Sequence[str], tolerance: float) -
     where = ", ".join(blamed) if blamed else "no single layer"
     return (
         f"the parameter gradient of this loss is wrong: relative errors {', '.join(f'{e:.1e}' for e in errors)} "
-        f"against finite differences in float64, allowed {tolerance:.0e}. Wrong at: {where}. A layer there, or one that "
-        "its output passes through, has a second derivative that this version of PyTorch gets wrong: write it out from "
-        "elementary operations, or train on values only (weight 0 for the derivative)."
+        f"against finite differences in float64, allowed {tolerance:.0e}. Wrong at: {where}. A layer there, or one "
+        "that its output passes through, has a second derivative that this version of PyTorch gets wrong: write it "
+        "out from elementary operations, or train on values only (weight 0 for the derivative)."
     )

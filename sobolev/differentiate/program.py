@@ -91,8 +91,8 @@ class Program:
 def recognise(module: nn.Module) -> Program:
     """Return the program of a module with one input.
 
-    Known are Linear, Conv1d-3d, element-wise activations, fixed scaling, Flatten, Dropout, average and maximum pooling of images,
-    BatchNorm in eval mode, and sums of two branches.
+    Known are Linear, Conv1d-3d, element-wise activations, fixed scaling, Flatten, Dropout, average and maximum pooling
+    of images, BatchNorm in eval mode, and sums of two branches.
 
     Raises:
         Unrecognised: anything else, a layer that is used twice, hooks, parametrisations.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
 import deriv_reference as reference
+import pytest
 import torch
 from deriv_support import (
     KINDS,
