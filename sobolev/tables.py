@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from sobolev.errors import DataError
 from sobolev.registry import did_you_mean
 
+_UNIT = re.compile(r"^(?P<name>.*\S)\s*\[(?P<unit>[^\[\]]+)\]$")
+
+
+def split_unit(label: str) -> tuple[str, str]:
+    """Return name and unit of a label such as ``x [m]``; the unit is empty where there is none."""
+    found = _UNIT.match(label.strip())
+    return (found["name"], found["unit"].strip()) if found else (label.strip(), "")
+
+
+def partial_label(output: str, by: str) -> str:
+    """Return the label of a partial derivative: ``u [K]`` and ``x [m]`` give ``du/dx [K/m]``."""
+    (above, upper), (below, lower) = split_unit(output), split_unit(by)
+    unit = f" [{upper or '1'}/{f'({lower})' if '/' in lower or '*' in lower else lower}]" if lower else ""
+    return f"d{above}/d{below}{unit or (f' [{upper}]' if upper else '')}"
+
 
 def read_numbers(file: Path, columns: Sequence[str]) -> list[list[float]]:
-    """Return the named columns of a CSV file, row by row.
+    """Return the named columns of a CSV file, row by row; a unit in brackets may stand behind a name, or be left out.
 
     Raises:
         DataError: a column that is missing, a cell that is no number.
@@ -19,10 +35,13 @@ def read_numbers(file: Path, columns: Sequence[str]) -> list[list[float]]:
     with file.open(newline="") as stream:
         reader = csv.reader(stream)
         head = [name.strip() for name in next(reader, [])]
+        plain = [split_unit(name)[0] for name in head]
+        places = []
         for column in columns:
-            if column not in head:
-                raise DataError(f"{file}: there is no column {column!r}; {did_you_mean(column, head)}")
-        places = [head.index(column) for column in columns]
+            name = split_unit(column)[0]
+            if column not in head and name not in plain:
+                raise DataError(f"{file}: there is no column {name!r}; {did_you_mean(name, plain)}")
+            places.append(head.index(column) if column in head else plain.index(name))
         rows = []
         for number, row in enumerate(reader, start=2):
             values = []

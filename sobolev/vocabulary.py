@@ -72,6 +72,8 @@ class Site:
         ensemble: name that the sites of an ensemble share: they see the same points, and what is loaded answers under
             that name with their mean and spread.
         statistics: of the training data, where student or objective asks for them (``needs``); filled in by the core.
+        weights: by key, factors of the errors of single components: ``()`` of shape ``(m,)``, ``("x",)`` of shape
+            ``(m, *x)``. A key that is absent has ones.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -80,6 +82,7 @@ class Site:
     ranges: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     ensemble: str | None = None
     statistics: Statistics | None = None
+    weights: Mapping[Key, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,7 @@ def predict(run: Path, data: Path, output: Path | None, site: str | None) -> Non
     import torch
 
     from sobolev.loading import load
-    from sobolev.tables import read_numbers
+    from sobolev.tables import partial_label, read_numbers
 
     student = load(run)
     experiment = student.experiment
@@ -81,7 +81,7 @@ def predict(run: Path, data: Path, output: Path | None, site: str | None) -> Non
     for key, derivative in jet.derivatives.items():
         if key == (name,):
             parts.append(derivative.double().flatten(1))
-            head += [f"d{o}/d{c}" for o in outputs for c in columns]
+            head += [partial_label(o, c) for o in outputs for c in columns]
     if spread is not None:
         parts.append(spread.value.double())
         head += [f"spread {o}" for o in outputs]

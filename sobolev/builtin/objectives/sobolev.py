@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sobolev.builtin.objectives import DerivativeTerm, ValueTerm
 from sobolev.builtin.objectives.balance import BALANCES, Scales
+from sobolev.builtin.objectives.weights import ComponentWeights
 from sobolev.components import Objective
 from sobolev.errors import ComponentError
 from sobolev.heads import HEADS
@@ -35,9 +36,11 @@ class SobolevObjective(Objective):
         self.balance = balance
         self.needs = frozenset() if balance == "none" else frozenset({"statistics"})
         self._scales: dict[str, Scales] = {}
+        self._weights: dict[str, ComponentWeights] = {}
 
     def prepare(self, sites: Mapping[str, Site]) -> None:
-        """Take the scales of the errors from the statistics of the sites."""
+        """Take the weights of components from the sites, and the scales of the errors from their statistics."""
+        self._weights = {name: ComponentWeights.of(site) for name, site in sites.items() if site.weights}
         if self.balance == "none":
             return
         for name, site in sites.items():
@@ -104,8 +107,9 @@ class SobolevObjective(Objective):
         if scales is not None:
             scale = scales.of(key, contraction, ours)
             ours, theirs, weight = ours / scale, theirs / scale, weight * scales.share
+        weights = self._weights[site].left(key, contraction, ours) if site in self._weights else None
         losses, fraction = per_sample(
-            term.loss, ours, theirs, reference.known.get(key), probes, term.reduce, term.delta
+            term.loss, ours, theirs, reference.known.get(key), probes, term.reduce, term.delta, weights
         )
         total: Tensor
         if points.weight is None:

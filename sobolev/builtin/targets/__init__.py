@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from sobolev.builtin.sampling import Sampling
+from sobolev.builtin.targets import data
 from sobolev.components import Target
 from sobolev.hookspecs import Register
 from sobolev.registry import Kind
@@ -61,3 +62,4 @@ def targets(register: Register) -> None:
     for name in _SUMMARIES:
         register(name, _function(name))
     register("ensemble", _ENSEMBLE)
+    data.targets(register)

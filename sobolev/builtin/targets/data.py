@@ -1,0 +1,111 @@
+"""Targets made of what users bring (a table, a function, a network), as light factories."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sobolev.hookspecs import Register
+
+if TYPE_CHECKING:
+    from sobolev.components import Target
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Weight = Annotated[float, Field(ge=0)]
+SplitName = Literal["train", "validation", "test"]
+_LABELS: dict[SplitName, list[str]] = {
+    "train": ["train", "training"],
+    "validation": ["validation", "valid", "val"],
+    "test": ["test", "testing"],
+}
+
+
+class Split(BaseModel):
+    """Which rows train, validate and test."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    validation: Fraction = Field(0.0, description="fraction of the rows, or of the groups")
+    test: Fraction = Field(0.2, description="fraction of the rows, or of the groups")
+    seed: int = Field(0, description="of the split; the same for all seeds of a recipe")
+    column: str | None = Field(None, description="column that says the split of every row")
+    group: str | None = Field(None, description="column of groups that are not torn apart")
+    labels: dict[SplitName, list[str]] = Field(default=_LABELS, description="what stands in 'column' for each split")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Split:
+        if self.column is not None and self.group is not None:
+            raise ValueError("a split goes by 'column' or by 'group', not by both")
+        if self.validation + self.test >= 1:
+            raise ValueError("validation and test together leave nothing to train on")
+        return self
+
+    @property
+    def by(self) -> str | None:
+        """The column that decides, or None for fractions of rows."""
+        return self.column or self.group
+
+
+class Weights(BaseModel):
+    """How much samples, values and partials count."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    samples: str | None = Field(None, description="column with the weight of every sample")
+    outputs: dict[str, Weight] = Field(default={}, description="value -> factor of its errors and its partials'")
+    partials: dict[str, dict[str, Weight]] = Field(default={}, description="value -> input -> factor of its errors")
+
+
+def table(
+    *,
+    file: Annotated[str, Field(description=".csv, .tsv, .parquet, .pq or .npz, beside the recipe")],
+    inputs: Annotated[str | list[str], Field(description="columns x: names, patterns such as 'x*', NPZ arrays")],
+    values: Annotated[str | list[str], Field(description="columns y, likewise")],
+    partials: Annotated[
+        str | dict[str, dict[str, str]] | None,
+        Field(description="pattern 'd{output}/d{input}', {output: {input: column}}, or an NPZ array (N, m, d)"),
+    ] = None,
+    units: Annotated[dict[str, str], Field(description="column -> unit, for figures; or 'x [m]' in the header")] = {},  # noqa: B006
+    weights: Annotated[Weights, Field(description="of samples, values and partials")] = Weights(),  # noqa: B008
+    split: Annotated[Split, Field(description="which rows train, validate and test")] = Split(),  # noqa: B008
+    train: Annotated[
+        int | None, Field(ge=1, description="use only so many training rows, drawn anew for every seed")
+    ] = None,
+    missing_inputs: Annotated[
+        Literal["error", "drop"], Field(description="what to do with a row whose input is missing")
+    ] = "error",
+    memory: Annotated[
+        int, Field(ge=1, description="MiB that rows may take; a larger table is memory-mapped from a cache")
+    ] = 64,
+) -> Target:
+    """Samples with values and partials from a file; partials may be missing, one by one.
+
+    An empty cell (also NaN, null, NA) is missing: it is masked and counted. `sobolev check-data` compares the partials
+    with the values before anything is trained.
+
+    Args:
+        file: relative to the recipe.
+        inputs: d columns.
+        values: m columns.
+        partials: none by default; the derivative term must then have weight 0.
+        units: carried to figures and tables.
+        weights: factors of errors.
+        split: by fractions of rows (20 % test by default), by a column, or by whole groups.
+        train: for learning curves over the number of samples.
+        missing_inputs: `drop` leaves such rows out and says how many.
+        memory: bound of the resident part of a table, whatever its size.
+    """
+    from sobolev.builtin.targets.table.target import Table
+
+    return Table(file, inputs, values, partials, units, weights, split, train, missing_inputs, memory * 2**20)
+
+
+# Bound here: importing a module of this package replaces the package's attribute of the same name.
+_TARGETS = {"table": table}
+
+
+def targets(register: Register) -> None:
+    """Register the targets of users' data."""
+    for name, factory in _TARGETS.items():
+        register(name, factory)

@@ -1,0 +1,1 @@
+"""The target ``table``: samples, values and partials that somebody recorded."""

@@ -1,0 +1,366 @@
+"""Files of columns: CSV, Parquet and NPZ behind one face, read in pieces of bounded size."""
+
+from __future__ import annotations
+
+import csv
+import re
+import zipfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sobolev.errors import DataError
+from sobolev.tables import split_unit
+
+CHUNK = 16384  # rows per piece: 4 MiB for 33 columns
+_SHOWN = 5  # problems of one column that are shown; the others are counted
+_MISSING = {"", "na", "n/a", "nan", "null", "none", "-"}
+_EXTENSIONS = ".csv, .tsv, .parquet, .pq or .npz"
+
+
+class Faults:
+    """Problems of a file, gathered so that all are told at once."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self._hidden: Counter[str] = Counter()
+        self._shown: Counter[str] = Counter()
+
+    def add(self, message: str) -> None:
+        """Note a problem."""
+        if message not in self.messages:
+            self.messages.append(message)
+
+    def cell(self, place: str, column: str, message: str) -> None:
+        """Note a problem of one cell, or of a row (``column`` empty); only the first few of a column are shown."""
+        if self._shown[column] < _SHOWN:
+            self._shown[column] += 1
+            self.add(f"{place}: column {column!r}: {message}" if column else f"{place}: {message}")
+        else:
+            self._hidden[column] += 1
+
+    def raise_any(self) -> None:
+        """Raise what was found, if anything.
+
+        Raises:
+            DataError: all problems, one per line.
+        """
+        if not self.messages:
+            return
+        lines = [
+            *self.messages,
+            *(f"{f'column {c!r}' if c else 'rows'}: {n} more of the kind" for c, n in self._hidden.items()),
+        ]
+        count = len(self.messages) + sum(self._hidden.values())
+        raise DataError("\n".join(lines) + (f"\n{count} problems" if count > 1 else ""))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some rows of a file.
+
+    Attributes:
+        start: number of the first row, from 0.
+        numbers: ``(rows, columns)`` float64, NaN where nothing is recorded.
+        texts: cells of the text columns, by name.
+    """
+
+    start: int
+    numbers: NDArray[np.float64]
+    texts: dict[str, list[str]] = field(default_factory=dict)
+
+
+class TableFile:
+    """A file of named columns.
+
+    Attributes:
+        file: where it is.
+        names: names of the columns, without units.
+        units: units by name, where the file gives them (``x [m]`` in a header, ``unit`` in Parquet's metadata).
+        arrays: names of arrays with several columns (NPZ) -> their columns.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.names: tuple[str, ...] = ()
+        self.units: dict[str, str] = {}
+        self.arrays: dict[str, list[str]] = {}
+
+    def chunks(self, numbers: Sequence[str], texts: Sequence[str], faults: Faults) -> Iterator[Chunk]:
+        """Yield all rows in order; unreadable cells are noted and stand as NaN."""
+        raise NotImplementedError
+
+    def most_rows(self) -> int:
+        """Return a bound of the number of rows, found without reading them."""
+        raise NotImplementedError
+
+    def place(self, row: int) -> str:
+        """Return where a row stands, for people."""
+        return f"{self.file}, row {row + 1}"
+
+    def _named(self, raw: Sequence[str]) -> None:
+        """Take names with units from a header.
+
+        Raises:
+            DataError: a name that stands there twice.
+        """
+        names = []
+        for text in raw:
+            name, unit = split_unit(text)
+            if unit:
+                self.units[name] = unit
+            names.append(name)
+        twice = [name for name, count in Counter(names).items() if count > 1 and name]
+        if twice:
+            raise DataError(f"{self.file}: several columns are called {', '.join(map(repr, twice))}; rename them")
+        self.names = tuple(names)
+
+
+def open_table(file: Path) -> TableFile:
+    """Open a file by its extension.
+
+    Raises:
+        DataError: no such file, an extension or content that is not read here, an empty file.
+    """
+    kinds = {".csv": _Csv, ".tsv": _Csv, ".parquet": _Parquet, ".pq": _Parquet, ".npz": _Npz}
+    suffix = file.suffix.lower()
+    if suffix not in kinds:
+        hint = "; export the sheet as CSV" if suffix in (".xlsx", ".xls", ".ods") else ""
+        raise DataError(f"{file}: a table is {_EXTENSIONS}, not {suffix or 'a file without extension'}{hint}")
+    if not file.is_file():
+        near = (
+            sorted(f.name for f in file.parent.iterdir() if f.suffix.lower() in kinds) if file.parent.is_dir() else []
+        )
+        raise DataError(f"{file}: there is no such file" + (f"; beside it: {', '.join(near[:8])}" if near else ""))
+    if not file.stat().st_size:
+        raise DataError(f"{file}: the file is empty")
+    return kinds[suffix](file)
+
+
+class _Csv(TableFile):
+    """Text with a header; the separator is the one of comma, semicolon and tab that the header holds most."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        try:
+            with file.open(newline="", encoding="utf-8-sig") as stream:
+                head = stream.readline()
+        except UnicodeDecodeError:
+            raise DataError(f"{file}: not text in UTF-8; is it really a {file.suffix} file?") from None
+        self.separator = max("\t,;", key=head.count) if any(map(head.count, "\t,;")) else ","
+        self._named(next(csv.reader([head], delimiter=self.separator), []))
+        numeric = [name for name in self.names if _is_number(name)]
+        if numeric and len(numeric) == len(self.names):
+            raise DataError(f"{file}:1: the first line holds numbers ({numeric[0]}, ...); it must name the columns")
+        self._lines: list[tuple[int, int]] = [(0, 2)]  # (row, line) from where lines and rows run in step
+
+    def most_rows(self) -> int:
+        """Return a bound: a row has a byte or more for every separator and its end."""
+        return self.file.stat().st_size // max(1, len(self.names)) + 1
+
+    def place(self, row: int) -> str:
+        """Return ``file:line``."""
+        start, line = next(pair for pair in reversed(self._lines) if pair[0] <= row)
+        return f"{self.file}:{line + row - start}"
+
+    def chunks(self, numbers: Sequence[str], texts: Sequence[str], faults: Faults) -> Iterator[Chunk]:
+        """Yield all rows in order."""
+        width = len(self.names)
+        self._lines = [(0, 2)]
+        with self.file.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.reader(stream, delimiter=self.separator)
+            next(reader)
+            start = 0
+            rows: list[list[str]] = []
+            try:
+                for cells in reader:
+                    if not cells:
+                        continue
+                    row = start + len(rows)
+                    known, line = self._lines[-1]
+                    if reader.line_num != line + row - known:  # blank lines, or cells of several lines
+                        self._lines.append((row, reader.line_num))
+                    if len(cells) != width:
+                        faults.cell(self.place(row), "", f"{len(cells)} cells, {width} columns in the header")
+                        cells = (cells + [""] * width)[:width]
+                    rows.append(cells)
+                    if len(rows) == CHUNK:
+                        yield self._chunk(start, rows, numbers, texts, faults)
+                        start, rows = start + len(rows), []
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise DataError(f"{self.file}:{reader.line_num + 1}: cannot be read as text: {error}") from None
+            if rows:
+                yield self._chunk(start, rows, numbers, texts, faults)
+
+    def _chunk(
+        self, start: int, rows: list[list[str]], numbers: Sequence[str], texts: Sequence[str], faults: Faults
+    ) -> Chunk:
+        columns = list(zip(*rows, strict=True))
+        found = np.empty((len(rows), len(numbers)))
+        for j, name in enumerate(numbers):
+            found[:, j] = _parsed(self, name, columns[self.names.index(name)], start, faults)
+        return Chunk(start, found, {name: [c.strip() for c in columns[self.names.index(name)]] for name in texts})
+
+
+def _parsed(table: TableFile, name: str, cells: Sequence[Any], start: int, faults: Faults) -> NDArray[np.float64]:
+    """Return texts as numbers, NaN where a cell says that it is missing or is no number."""
+    try:
+        return np.fromiter(map(float, cells), dtype=np.float64, count=len(cells))
+    except (ValueError, TypeError):
+        pass
+    found = np.full(len(cells), np.nan)
+    for i, cell in enumerate(cells):
+        text = "" if cell is None else str(cell).strip()
+        if text.lower() in _MISSING:
+            continue
+        try:
+            found[i] = float(text)
+        except ValueError:
+            hint = " (a decimal comma? write a point)" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
+            faults.cell(table.place(start + i), name, f"{text!r} is no number{hint}")
+    return found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+class _Parquet(TableFile):
+    """Columns in row groups, decoded a piece at a time; needs pyarrow."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise DataError(f"{file}: Parquet needs pyarrow: pip install 'sobolev[tables]'") from None
+        try:
+            self._file = pq.ParquetFile(file, memory_map=True, pre_buffer=False)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{file}: not a Parquet file: {str(error).splitlines()[0]}") from None
+        schema = self._file.schema_arrow
+        self._raw = list(schema.names)
+        self._named(self._raw)
+        for name, column in zip(self.names, schema, strict=True):
+            unit = (column.metadata or {}).get(b"unit")
+            if unit:
+                self.units[name] = unit.decode()
+
+    def most_rows(self) -> int:
+        """Return the number of rows."""
+        return int(self._file.metadata.num_rows)
+
+    def chunks(self, numbers: Sequence[str], texts: Sequence[str], faults: Faults) -> Iterator[Chunk]:
+        """Yield all rows in order."""
+        import pyarrow as pa
+
+        raw = [self._raw[self.names.index(name)] for name in (*numbers, *texts)]
+        wanted = list(dict.fromkeys(raw))
+        for name, column in zip((*numbers, *texts), raw, strict=True):
+            kind = self._file.schema_arrow.field(column).type
+            if pa.types.is_nested(kind) or pa.types.is_temporal(kind) or pa.types.is_binary(kind):
+                faults.add(f"{self.file}: column {name!r} holds {kind}, not one number per row")
+        if faults.messages:
+            return
+        start = 0
+        try:
+            for batch in self._file.iter_batches(batch_size=CHUNK, columns=wanted, use_threads=False):
+                found = np.empty((batch.num_rows, len(numbers)))
+                for j, name in enumerate(numbers):
+                    column = batch.column(wanted.index(raw[j]))
+                    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                        found[:, j] = _parsed(self, name, column.to_pylist(), start, faults)
+                    else:
+                        found[:, j] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+                cells = {
+                    name: ["" if c is None else str(c) for c in batch.column(wanted.index(column)).to_pylist()]
+                    for name, column in zip(texts, raw[len(numbers) :], strict=True)
+                }
+                yield Chunk(start, found, cells)
+                start += batch.num_rows
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{self.file}, after row {start}: cannot be read: {str(error).splitlines()[0]}") from None
+
+
+class _Npz(TableFile):
+    """Arrays whose first dimension runs over samples: ``(N,)`` is a column ``a``, ``(N, 3)`` are ``a[0]`` to ``a[2]``.
+
+    Every array that is used is held in memory.
+    """
+
+    def __init__(self, file: Path) -> None:
+        super().__init__(file)
+        try:
+            self._file = np.load(file, allow_pickle=False)
+        except (ValueError, OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"{file}: not an NPZ file: {error}") from None
+        self._columns: dict[str, tuple[str, int]] = {}
+        for name in self._file.files:
+            shape = self._shape(name)
+            if not shape:
+                continue
+            inner = list(np.ndindex(*shape[1:])) if len(shape) > 1 else [()]
+            labels = [f"{name}[{','.join(map(str, index))}]" if index else name for index in inner]
+            self._columns |= {label: (name, position) for position, label in enumerate(labels)}
+            if len(shape) > 1:
+                self.arrays[name] = labels
+        self.names = tuple(self._columns)
+
+    def most_rows(self) -> int:
+        """Return the largest first dimension."""
+        return max((self._shape(name)[0] for name in self._file.files if self._shape(name)), default=0)
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Read the shape alone, from the header of a member."""
+        with self._file.zip.open(f"{name}.npy" if f"{name}.npy" in self._file.zip.namelist() else name) as stream:
+            version = np.lib.format.read_magic(stream)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape: tuple[int, ...] = read(stream)[0]
+            return shape
+
+    def _array(self, name: str, faults: Faults) -> NDArray[Any] | None:
+        try:
+            array: NDArray[Any] = self._file[name]
+        except (ValueError, zipfile.BadZipFile, OSError, EOFError) as error:
+            faults.add(f"{self.file}: array {name!r} cannot be read: {error}")
+            return None
+        return array
+
+    def chunks(self, numbers: Sequence[str], texts: Sequence[str], faults: Faults) -> Iterator[Chunk]:
+        """Yield all rows in order."""
+        used = dict.fromkeys(self._columns[name][0] for name in (*numbers, *texts))
+        arrays = {name: self._array(name, faults) for name in used}
+        found = {name: array for name, array in arrays.items() if array is not None}
+        lengths = {name: len(array) for name, array in found.items()}
+        if len(set(lengths.values())) > 1:
+            shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            faults.add(f"{self.file}: arrays of different lengths: {shown}")
+        if faults.messages:
+            return
+        rows = next(iter(lengths.values()), 0)
+        for start in range(0, rows, CHUNK):
+            stop = min(rows, start + CHUNK)
+            block = np.empty((stop - start, len(numbers)))
+            for j, name in enumerate(numbers):
+                array, position = self._columns[name]
+                cells = found[array][start:stop].reshape(stop - start, -1)[:, position]
+                if cells.dtype.kind in "iufb":
+                    block[:, j] = cells
+                else:
+                    block[:, j] = _parsed(self, name, cells.tolist(), start, faults)
+            cells_of = {}
+            for name in texts:
+                array, position = self._columns[name]
+                cells = found[array][start:stop].reshape(stop - start, -1)[:, position]
+                cells_of[name] = [str(cell) for cell in cells.tolist()]
+            yield Chunk(start, block, cells_of)
