@@ -203,9 +203,10 @@ def _cell(dotted: str, value: Any) -> str:
 def _check(run: Document, registry: Registry, variant: str, file: File) -> tuple[list[RunPlan] | None, list[Problem]]:
     data = {key: value for key, value in run.data.items() if key not in ("variants", "matrix", "smoke")}
     problems: list[Problem] = []
-    missing = [p for p in data.get("plugins") or [] if isinstance(p, str) and _broken_or_absent(p, registry)]
-    for name in missing:
-        problems.append(Problem(("plugins",), _broken_or_absent(name, registry)))
+    wanted = data.get("plugins")
+    for i, name in enumerate(wanted if isinstance(wanted, list) else []):
+        if isinstance(name, str) and (why := _broken_or_absent(name, registry)):
+            problems.append(Problem(("plugins", i), why))
     try:
         recipe = Recipe(**data)
     except ValidationError as error:

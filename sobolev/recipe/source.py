@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as File
@@ -18,6 +19,8 @@ from sobolev.registry import Path, did_you_mean
 
 _MOST_BYTES = 1_000_000
 _MOST_NODES = 100_000  # an alias is expanded where it is used: a small file must not become a large tree
+_MOST_BRACKETS = 200  # open at once, also those in texts: the parser's time grows with the square of their number
+_BRACKETS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,8 @@ def read(file: File) -> Document:
         raise RecipeError(f"{file}: cannot be read ({error.strerror}); {near}".removesuffix("; ")) from None
     if len(content) > _MOST_BYTES:
         raise RecipeError(f"{file}: {len(content)} bytes; a recipe has at most {_MOST_BYTES}")
+    if max(itertools.accumulate(_BRACKETS.get(byte, 0) for byte in content), default=0) > _MOST_BRACKETS:
+        raise RecipeError(f"{file}: nested too deeply for a recipe")
     try:
         loaded = _yaml().load(content.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -149,7 +154,7 @@ def read(file: File) -> Document:
     except RecursionError:
         raise RecipeError(f"{file}: nested too deeply for a recipe") from None
     except (YAMLError, ValueError) as error:
-        raise RecipeError(f"{file}: not valid YAML: {error}") from None
+        raise RecipeError(f"{file}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(loaded, CommentedMap):
         raise RecipeError(f"{file}:1:1: a recipe is a mapping such as 'name: ...', not {_shape(loaded)}")
     document = Document({}, top=Mark(str(file), 1, 1))
