@@ -37,6 +37,11 @@ class Drawn:
     probes: Mapping[str, Probe]
     reference: Mapping[str, Jet] | None
 
+    def at(self, site: str) -> Drawn:
+        """Return what one site compares."""
+        reference = None if self.reference is None else {site: self.reference[site]}
+        return Drawn({site: self.points[site]}, {site: self.probes[site]}, reference)
+
 
 @dataclass
 class Experiment(Learner):

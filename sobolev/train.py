@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sobolev import checkpoint
 from sobolev.build import Drawn, Experiment
 from sobolev.components import Target
+from sobolev.ensembles import Separate, Together, members
 from sobolev.errors import ComponentError
-from sobolev.evaluate import default_splits, evaluate
+from sobolev.evaluate import default_splits, evaluate, metric_named
 from sobolev.noise import stream
 from sobolev.nonfinite import report_nonfinite
 from sobolev.recipe.model import Phase
@@ -26,9 +28,11 @@ from sobolev.recording import Recorder
 from sobolev.registry import Registry
 from sobolev.rundir import RunDirectory
 from sobolev.sampler import Sampler
-from sobolev.vocabulary import Batch, Jet
+from sobolev.vocabulary import Batch, Jet, Mean
 
 Progress = Callable[[int, int, Mapping[str, float]], None]
+
+_SKIPS_SHOWN = 3
 
 
 class Interrupted(Exception):
@@ -91,6 +95,7 @@ class Trainer:
         self.progress = progress
         self.stop = stop
         self.parameters = experiment.trainable
+        self.members = members(experiment)
         self.phases = self.recipe.phases or [
             Phase(steps=max(1, self.recipe.steps), optimizer=self.recipe.optimizer, schedule=self.recipe.schedule)
         ]
@@ -107,6 +112,8 @@ class Trainer:
         self.optimizer: Any = None
         self.schedule: Any = None
         self._step = 0
+        self._evaluated_at = 0
+        self._skipped = 0
         self._learns = type(experiment.target).advance is not Target.advance
         self._hogwild = self.recipe.update == "hogwild" and self.world.size > 1
         self._check_combination()
@@ -122,6 +129,8 @@ class Trainer:
                 f"{what}: the target {self.experiment.plan.recipe.target['use']!r} answers or learns from each "
                 "prediction, which must then be made once per step; use a larger batch, or another optimizer"
             )
+        if self.recipe.stop and self.experiment.plan.recipe.evaluate.every is None:
+            raise ComponentError("train.stop looks at evaluations: say by evaluate.every how often there is one")
         if self.recipe.update == "hogwild" and (closures or self.recipe.ema):
             what = "the optimizer lbfgs" if closures else "train.ema"
             raise ComponentError(
@@ -134,56 +143,62 @@ class Trainer:
     def run(self, loaded: checkpoint.Loaded | None = None) -> Outcome:
         """Train from the start, or from a checkpoint, to the end or to a signal."""
         with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(1) as self._ahead:
-            step = start = 0
+            start = 0
             state: Mapping[str, Any] | None = None
             if loaded is not None:
-                step, state = loaded.step, loaded.state
+                state = loaded.state
                 self._restore_common(loaded)
+            self._saved_at = time.monotonic()
             try:
                 for phase in self.phases:
-                    if step < start + phase.steps and step < self.steps:
-                        self._begin(phase, start)
+                    end = min(start + phase.steps, self.steps)
+                    if self._step < end and not self._stale():
+                        self._begin(phase)
                         if state is not None:
                             self._restore_phase(state)
                             state = None
-                        step = self._phase(step, min(start + phase.steps, self.steps))
-                        if self.recipe.stop and self.best.stale >= self.recipe.stop.patience:
-                            break
+                        self._phase(end)
                     start += phase.steps
-                return Outcome("finished", step, self._finish(step))
+                return Outcome("finished", self._step, self._finish())
             except Interrupted:
+                # Saved here, where nothing is half done: an evaluation may have had averaged weights in the student.
+                if self._step and self.directory:
+                    self._save()
                 return Outcome("interrupted", self._step)
 
-    def _phase(self, step: int, end: int) -> int:
-        """Take the steps from ``step`` to ``end``; returns how many have been taken."""
-        self._saved_at = time.monotonic()
-        self._step = step
-        batches = self._batches(step, end)
-        for current in range(step, end):
+    def _phase(self, end: int) -> None:
+        """Take the steps up to ``end``, or until the student no longer gets better."""
+        batches = self._batches(self._step, end)
+        if self._evaluation_due():  # where the run was interrupted in the middle of it
+            self._evaluate()
+        while self._step < end and not self._stale():
             self._poll()
-            values = self._update(next(batches), current)
-            self._step = taken = current + 1
-            if taken % self.log_every == 0 or taken == self.steps:
+            values = self._update(next(batches), self._step)
+            self._step += 1
+            if self._step % self.log_every == 0 or self._step == self.steps:
                 self.latest = {f"train/{name}": v for name, v in values().items()} | {"lr": self._rate()}
-                self.recorder.log(taken, self.latest)
-            if self._evaluation_due(taken):
-                self._evaluate(taken)
-            self.progress(taken, self.steps, self.latest)
-            if self._save_due(taken):
-                self._save(taken)
-            if self.recipe.stop and self.best.stale >= self.recipe.stop.patience:
-                break
-        return self._step
+                self.recorder.log(self._step, self.latest)
+            if self._evaluation_due():
+                self._evaluate()
+            self.progress(self._step, self.steps, self.latest)
+            if self._save_due():
+                self._save()
 
-    def _evaluation_due(self, taken: int) -> bool:
+    def _evaluation_due(self) -> bool:
         # The evaluation after the last step is part of finishing.
         every = self.experiment.plan.recipe.evaluate.every
-        return every is not None and taken % every == 0 and taken < self.steps
+        return (
+            every is not None
+            and 0 < self._step < self.steps
+            and self._step % every == 0
+            and self._evaluated_at != self._step
+        )
+
+    def _stale(self) -> bool:
+        return self.recipe.stop is not None and self.best.stale >= self.recipe.stop.patience
 
     def _poll(self) -> None:
         if self.world.any(self.stop()):
-            if self._step and self.directory:
-                self._save(self._step)
             raise Interrupted
 
     # -- one step --------------------------------------------------------------------------------------------------
@@ -198,12 +213,13 @@ class Trainer:
         seen: list[tuple[Mapping[str, Jet], Mapping[str, Jet]]] = []
         values: dict[str, float] = {}
 
-        def closure() -> float:
-            for parameter in self.parameters:
+        def closure(only: str | None = None) -> float:
+            parameters = self.parameters if only is None else self.members[only]
+            for parameter in parameters:
                 parameter.grad = None
             first = not seen
             values.clear()
-            for part in drawn:
+            for part in drawn if only is None else [part.at(only) for part in drawn]:
                 prediction = experiment.predict(part)
                 reference = part.reference or experiment.reference(part.points, part.probes, prediction)
                 if first:
@@ -225,32 +241,62 @@ class Trainer:
                 for name, value in recorded.items():
                     values[name] = values.get(name, 0.0) + value
             if not self._hogwild:
-                self.world.sum_gradients(self.parameters)
+                self.world.sum_gradients(parameters)
             if self.recipe.clip:
-                torch.nn.utils.clip_grad_norm_(self.parameters, self.recipe.clip)
+                torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
             return values["loss"]
 
         try:
-            if self.parameters:
+            if isinstance(self.optimizer, Separate):
+                seen, values = self._separately(closure, seen, values)
+            elif self.parameters:
                 self.optimizer.step(closure)
                 if self.schedule:
                     self.schedule.step()
             else:
                 closure()
         except _Skip:
-            self.recorder.warn(f"step {step}: the loss is not finite; the update was skipped")
-            return lambda: values
+            self._skipped += 1
+            if self._skipped <= _SKIPS_SHOWN:
+                more = "; further ones are counted as train/skipped alone" if self._skipped == _SKIPS_SHOWN else ""
+                self.recorder.warn(f"warning: step {step}: the loss is not finite; the update was skipped{more}")
+            return lambda: {**values, "skipped": float(self._skipped)}
         if self.averaged:
             self.averaged.update_parameters(experiment.module)
-        reference, prediction = seen[0]
-        learned = experiment.target.advance(drawn[0].points, reference, prediction, experiment) if self._learns else {}
+        learned: Mapping[str, Mean] = {}
+        if self._learns:  # one batch; several are refused
+            learned = experiment.target.advance(drawn[0].points, *seen[0], experiment)
 
         def numbers() -> dict[str, float]:
-            detached = {site: jet.detach() for site, jet in prediction.items()}
-            means = {**experiment.target.metrics(drawn[0].points, reference, detached), **learned}
-            return {**values, **self.world.means(means), **experiment.estimator.metrics()}
+            means: dict[str, Mean] = {}
+            for part, (reference, prediction) in zip(drawn, seen, strict=True):
+                detached = {site: jet.detach() for site, jet in prediction.items()}
+                for name, mean in experiment.target.metrics(part.points, reference, detached).items():
+                    old = means.get(name)
+                    means[name] = Mean(old.sum + mean.sum, old.count + mean.count) if old else mean
+            skipped = {"skipped": float(self._skipped)} if self._skipped else {}
+            return {**values, **self.world.means({**means, **learned}), **experiment.estimator.metrics(), **skipped}
 
         return numbers
+
+    def _separately(
+        self,
+        closure: Callable[[str], float],
+        seen: list[tuple[Mapping[str, Jet], Mapping[str, Jet]]],
+        values: dict[str, float],
+    ) -> tuple[list[tuple[Mapping[str, Jet], Mapping[str, Jet]]], dict[str, float]]:
+        """Let the optimizer of every member take its step; returns jets and numbers of all of them."""
+        references: dict[str, Jet] = {}
+        predictions: dict[str, Jet] = {}
+        numbers: dict[str, float] = {"loss": 0.0}
+        for site, optimizer in self.optimizer.optimizers.items():
+            seen.clear()
+            optimizer.step(partial(closure, site))
+            references |= seen[0][0]
+            predictions |= seen[0][1]
+            numbers |= {name: value for name, value in values.items() if name != "loss"}
+            numbers["loss"] += values["loss"]
+        return [(references, predictions)], numbers
 
     def _joint_counts(self, drawn: list[Drawn]) -> dict[str, Tensor]:
         """Return each term's count over all micro-batches; counts depend on the reference alone."""
@@ -264,10 +310,12 @@ class Trainer:
         return counts
 
     def _nonfinite(self, step: int, drawn: Drawn, prediction: Mapping[str, Jet], reference: Mapping[str, Jet]) -> None:
-        if self.recipe.on_nonfinite == "skip":
+        broken = any(not bool(p.isfinite().all()) for p in self.experiment.module.parameters())
+        if self.recipe.on_nonfinite == "skip" and not broken:  # a broken student would skip every step from now on
             raise _Skip
-        dump = self.directory.path / f"nonfinite-step-{step}.npz" if self.directory else None
-        raise report_nonfinite(step, drawn.points, prediction, reference, self.experiment.module, dump)
+        rank = f"-rank-{self.world.rank}" if self.world.size > 1 else ""
+        dump = self.directory.path / f"nonfinite-step-{step}{rank}.npz" if self.directory else None
+        raise report_nonfinite(step, drawn, prediction, reference, self.experiment.module, self.world, dump)
 
     def _batches(self, start: int, end: int) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of every step; data are read one step ahead in another thread."""
@@ -295,15 +343,19 @@ class Trainer:
 
     # -- evaluation and the end ------------------------------------------------------------------------------------
 
-    def _evaluate(self, step: int) -> dict[str, float]:
+    def _evaluate(self) -> dict[str, float]:
         self._settle()
         with self._evaluated_weights():
             metrics: dict[str, float] = {}
             for split in default_splits(self.experiment):
                 metrics |= evaluate(self.experiment, split, self._poll)
             self.latest = {**self.latest, **metrics}
-            self.recorder.log(step, metrics)
-            self._judge(step, metrics)
+            self.recorder.log(self._step, metrics)
+            self._judge(metrics)
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            self.recorder.warn(f"warning: step {self._step}: not finite in evaluation: {', '.join(bad)}")
+        self._evaluated_at = self._step
         self._settle()
         return metrics
 
@@ -312,18 +364,21 @@ class Trainer:
         if self._hogwild:
             self.world.barrier()
 
-    def _judge(self, step: int, metrics: Mapping[str, float]) -> None:
+    def _judge(self, metrics: Mapping[str, float]) -> None:
         """Keep the best student; count evaluations without improvement."""
         best = self.experiment.plan.recipe.evaluate.best
-        if best is not None and _metric(metrics, best) < self.best.value:
-            self.best.value, self.best.step = metrics[best], step
+        if best is not None and metric_named(metrics, best) < self.best.value:
+            self.best.value, self.best.step = metrics[best], self._step
             self.best_student = {k: v.detach().clone() for k, v in self.experiment.module.state_dict().items()}
         rule = self.recipe.stop
         if rule is not None:
-            value = _metric(metrics, rule.metric)
-            improved = value < self.best.stop_value * (1 - rule.min_improvement)
-            self.best.stale = 0 if improved else self.best.stale + 1
-            self.best.stop_value = min(value, self.best.stop_value)
+            value, before = metric_named(metrics, rule.metric), self.best.stop_value
+            # Small steps add up: the bar moves only where an improvement counts. NaN is no improvement.
+            wanted = rule.min_improvement * abs(before) if math.isfinite(before) else 0.0
+            if value < before - wanted:
+                self.best.stop_value, self.best.stale = value, 0
+            else:
+                self.best.stale += 1
 
     @contextmanager
     def _evaluated_weights(self) -> Iterator[None]:
@@ -339,46 +394,50 @@ class Trainer:
         finally:
             module.load_state_dict(own)
 
-    def _finish(self, step: int) -> dict[str, float]:
+    def _finish(self) -> dict[str, float]:
         """Evaluate the student that is kept, and take the target's final scores."""
-        self._step = step
-        summary = {**self.latest, **self._evaluate(step)}
+        metrics = self._evaluate()
+        summary = {**self.latest, **metrics}
         if self.averaged:
             self.experiment.module.load_state_dict(self.averaged.module.state_dict())
-        if self.best_student and self.best.step != step:
+        if self.best_student and self.best.step != self._step:
             self.experiment.module.load_state_dict(self.best_student)
             summary |= {f"last/{name}": value for name, value in summary.items() if not name.startswith("train/")}
             for split in default_splits(self.experiment):
                 summary |= evaluate(self.experiment, split, self._poll)
         if self.best_student:
             summary["best/step"] = float(self.best.step)
-        modes = self.experiment.module.training
         self.experiment.module.eval()
         summary |= self.experiment.target.finish(self.experiment)
-        self.experiment.module.train(modes)
         return {**summary, **self.experiment.estimator.metrics()}
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
-    def _begin(self, phase: Phase, start: int) -> None:
+    def _begin(self, phase: Phase) -> None:
         if self.parameters:
-            self.optimizer = self.registry.build("optimizer", phase.optimizer)(self.parameters)
+            new = self.registry.build("optimizer", phase.optimizer)
             make = self.registry.build("schedule", phase.schedule) if phase.schedule else None
-            self.schedule = make(self.optimizer, phase.steps) if make else None
+            if phase.optimizer["use"] == "lbfgs" and self.members:
+                self.optimizer = Separate({site: new(parameters) for site, parameters in self.members.items()})
+                schedules = [make(each, phase.steps) for each in self.optimizer.optimizers.values()] if make else []
+                self.schedule = Together(schedules) if schedules else None
+            else:
+                self.optimizer = new(self.parameters)
+                self.schedule = make(self.optimizer, phase.steps) if make else None
         self._batch_size = phase.batch_size or self.recipe.batch_size
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0
 
-    def _save_due(self, taken: int) -> bool:
-        if self.directory is None or taken == self.steps:
+    def _save_due(self) -> bool:
+        if self.directory is None or self._step == self.steps:
             return False
         rule = self.recipe.checkpoint
-        if rule.every is not None and taken % rule.every == 0:
+        if rule.every is not None and self._step % rule.every == 0:
             return True
         return bool(self.world.any(self.world.first and time.monotonic() - self._saved_at > rule.seconds))
 
-    def _save(self, step: int) -> None:
+    def _save(self) -> None:
         target = self.experiment.target.state_dict()  # on every rank: it may gather
         if self.world.first and self.directory:
             state: dict[str, Any] = {
@@ -389,9 +448,17 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict() if self.optimizer else {},
                 "schedule": self.schedule.state_dict() if self.schedule else {},
                 "engines": {name: m.describe() for name, m in self.experiment.measurers.items()},
+                "latest": self.latest,
+                "evaluated_at": self._evaluated_at,
+                "skipped": self._skipped,
             }
             student = self.experiment.module.state_dict()
-            checkpoint.save(self.directory.checkpoints, step, student, state, self.recipe.checkpoint.keep)
+            try:
+                checkpoint.save(self.directory.checkpoints, self._step, student, state, self.recipe.checkpoint.keep)
+            except OSError as error:
+                self.recorder.warn(
+                    f"warning: step {self._step}: no checkpoint could be written ({error}); those before it are kept"
+                )
         self._saved_at = time.monotonic()
 
     def _restore_common(self, loaded: checkpoint.Loaded) -> None:
@@ -402,6 +469,9 @@ class Trainer:
         if self.averaged:
             self.averaged.load_state_dict(loaded.state["averaged"])
         self._step = loaded.step
+        self.latest = loaded.state["latest"]
+        self._evaluated_at = loaded.state["evaluated_at"]
+        self._skipped = loaded.state["skipped"]
         self._settle()
 
     def _restore_phase(self, state: Mapping[str, Any]) -> None:
@@ -421,9 +491,3 @@ def _seed(seed: int, device: torch.device) -> None:
 
 class _Skip(Exception):
     """The update of this step is skipped."""
-
-
-def _metric(metrics: Mapping[str, float], name: str) -> float:
-    if name not in metrics:
-        raise ComponentError(f"there is no metric {name!r}; an evaluation gives {', '.join(metrics) or 'none'}")
-    return metrics[name]
