@@ -194,13 +194,14 @@ class Distillation(Target):
         return found
 
     def finish(self, learner: Learner) -> Mapping[str, float]:
-        """Scores of the trained student."""
+        """Scores of the trained student, and of which splits the teacher's Jacobian was kept (1 or 0)."""
 
         def student(x: Tensor) -> Tensor:
             x = x.to(self.context.device, self.context.dtype)
             return learner.value(SITE, {"x": x}).log_softmax(1) * self.temperature
 
-        return self.source.finish(student, self.context)
+        kept = {f"jacobian-kept/{split}": float(self._fits[split]) for split in SPLITS if self.size(split)}
+        return {**self.source.finish(student, self.context), **kept}
 
     def axes(self, site: str) -> Axes | None:
         """None: states are images, or have no names."""

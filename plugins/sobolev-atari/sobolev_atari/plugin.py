@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from sobolev import Kind, Register, Student, Target, hookimpl
+from sobolev import Kind, Register, Report, Student, Target, hookimpl
 from sobolev_atari.settings import TeachSettings
 
 Percent = Annotated[float, Field(ge=0, le=100)]
@@ -106,6 +106,19 @@ def atari(
     return Convolutional(size)
 
 
+def report(
+    *,
+    metrics: Annotated[list[str], Field(description="drawn side by side")] = [  # noqa: B006
+        "test/action-error",
+        "test/kl-student-teacher",
+    ],
+) -> Report:
+    """Test errors while training by game, share of the states and approach (Figure 4), and a table."""
+    from sobolev_atari.report import DistillationReport
+
+    return DistillationReport(metrics)
+
+
 @hookimpl
 def register_target(register: Register) -> None:
     """Offer the targets of this package."""
@@ -117,6 +130,12 @@ def register_target(register: Register) -> None:
 def register_student(register: Register) -> None:
     """Offer the students of this package."""
     register("atari", atari)
+
+
+@hookimpl
+def register_report(register: Register) -> None:
+    """Offer the report of this package."""
+    register("distillation", report)
 
 
 @hookimpl

@@ -1,5 +1,6 @@
 """From a recipe's options to states, splits, a trained teacher and a score."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,17 @@ class Uniform:
         return torch.zeros(len(inputs["x"]), self.outputs).log_softmax(1)
 
 
-@pytest.fixture
-def game_teacher(tmp_path: Path) -> Path:
-    """A random policy for Pong, as a file."""
+@pytest.fixture(scope="module")
+def pong(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random policy for Pong; states are collected there once for all tests."""
+    tmp_path = tmp_path_factory.mktemp("pong")
     torch.manual_seed(0)
     card = {"architecture": "small", "shape": [4, 84, 84], "outputs": 6, "environment": "pong", "return_mean": -20.0}
     write_teacher(policy_network("small", (4, 84, 84), 6), tmp_path / "t.safetensors", card, half=False)
-    return tmp_path / "t.safetensors"
+    return tmp_path
+
+
+GAME: dict[str, Any] = {"teacher": "t.safetensors", "states": 2400, "streams": 2, "train_percent": 5.0}
 
 
 def test_a_teacher_is_trained_and_states_are_collected_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,17 +93,16 @@ def test_a_teacher_is_trained_and_states_are_collected_once(tmp_path: Path, monk
     torch.testing.assert_close(x, again.points(Batch("test", ids), training=False)[SITE].inputs["x"])
 
 
-def test_frames_become_numbers_from_0_to_1(tmp_path: Path, game_teacher: Path) -> None:
-    target = prepared(tmp_path, teacher="t.safetensors", states=3200, streams=2, train_percent=5.0)
+def test_frames_become_numbers_from_0_to_1(pong: Path) -> None:
+    target = prepared(pong, **GAME)
     points = target.points(Batch("train", torch.arange(4), None), training=True)[SITE]
     x = points.inputs["x"]
     assert x.shape == (4, 4, 84, 84) and x.dtype == torch.float32 and 0.3 < float(x.max()) <= 1
     assert target.sites()[SITE].ranges == {"x": (0.0, 1.0)}
 
 
-def test_pong_has_the_papers_three_outputs_or_the_emulators_six(tmp_path: Path, game_teacher: Path) -> None:
-    options: dict[str, Any] = {"teacher": "t.safetensors", "states": 3200, "streams": 2, "train_percent": 5.0}
-    three, six = prepared(tmp_path, **options), prepared(tmp_path, **options, actions="emulator")
+def test_pong_has_the_papers_three_outputs_or_the_emulators_six(pong: Path) -> None:
+    three, six = prepared(pong, **GAME), prepared(pong, **GAME, actions="emulator")
     assert (three.sites()[SITE].outputs, six.sites()[SITE].outputs) == (3, 6)
     batch = Batch("test", torch.arange(5), None)
     with torch.no_grad():
@@ -112,16 +116,8 @@ def test_pong_has_the_papers_three_outputs_or_the_emulators_six(tmp_path: Path, 
     assert three.version != six.version
 
 
-def test_the_student_plays_whole_games_and_is_filmed(tmp_path: Path, game_teacher: Path) -> None:
-    target = prepared(
-        tmp_path,
-        output=tmp_path / "run",
-        teacher="t.safetensors",
-        states=3200,
-        streams=2,
-        train_percent=5.0,
-        episodes=2,
-    )
+def test_the_student_plays_whole_games_and_is_filmed(pong: Path, tmp_path: Path) -> None:
+    target = prepared(pong, output=tmp_path / "run", **GAME, episodes=2)
     found = target.finish(Uniform(3))  # type: ignore[arg-type]
     assert -21 <= found["score"] <= -17 and found["teacher-score"] == -20.0 and found["score-episodes"] == 2
     with Image.open(tmp_path / "run" / "figures" / "play.gif") as film:
@@ -143,7 +139,9 @@ def test_a_dataset_from_collect_is_used(tmp_path: Path, breakout_store: Store, s
     np.testing.assert_allclose(x.numpy() * 255, breakout_store.states(np.array([3])), atol=1e-4)
 
 
-def test_what_does_not_fit_is_said_before_anything_long(tmp_path: Path, game_teacher: Path) -> None:
+def test_what_does_not_fit_is_said_before_anything_long(pong: Path, tmp_path: Path) -> None:
+    shutil.copy(pong / "t.safetensors", tmp_path)
+    shutil.copy(pong / "t.json", tmp_path)
     with pytest.raises(SobolevError, match="6 outputs, breakout has 4 actions"):
         prepared(tmp_path, teacher="t.safetensors", environment="breakout")
     with pytest.raises(SobolevError, match=r"unknown environment 'bong'; did you mean boxing, pong"):
