@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from sobolev.errors import CheckpointError
 _FORMAT = 1
 _MANIFEST = "manifest.json"
 _FAULT = "SOBOLEV_CHECKPOINT_FAULT"
-"""For tests: the process kills itself at ``written``, ``flushed``, ``renamed`` or ``pruning``; ``@n`` on the n-th time."""
+"""For tests: the process kills itself at ``written``, ``flushed``, ``renamed``, ``pruning``; ``@n``: the n-th time."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def save(directory: Path, step: int, student: Mapping[str, Tensor], state: Mappi
         OSError: the disk is full or read-only; what was there before stays.
     """
     final = directory / f"step-{step:08d}"
+    if _whole(final):  # steps are reproducible: there is nothing newer to write, and no moment without it
+        return final
     temporary = directory / f"{final.name}.tmp-{os.getpid()}"
     tensors: dict[str, Tensor] = {}
     plain = _encode(dict(state), "state", tensors)
@@ -71,7 +74,7 @@ def save(directory: Path, step: int, student: Mapping[str, Tensor], state: Mappi
         for file in (*files, temporary / _MANIFEST, temporary):
             _flush(file)
         _fault("flushed")
-        if final.exists():  # the same step once more, after a resumed run came here again
+        if final.exists():  # a damaged one, which an older one was used instead of
             shutil.rmtree(final)
         temporary.rename(final)
     except BaseException:
@@ -99,7 +102,7 @@ def load_newest(directory: Path, say: Callable[[str], None]) -> Loaded | None:
     for path in reversed(found):
         try:
             return _read(path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, _Damaged) as error:
+        except _DAMAGE as error:
             say(f"warning: checkpoint {path} is damaged ({error}); the one before it is used")
     if found:
         raise CheckpointError(f"all {len(found)} checkpoints in {directory} are damaged; start over with --force")
@@ -108,6 +111,17 @@ def load_newest(directory: Path, say: Callable[[str], None]) -> Loaded | None:
 
 class _Damaged(Exception):
     """A file that is missing, or not what the manifest says."""
+
+
+_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError, _Damaged)
+
+
+def _whole(path: Path) -> bool:
+    try:
+        _read(path)
+    except _DAMAGE:
+        return False
+    return True
 
 
 def _read(path: Path) -> Loaded:

@@ -24,6 +24,7 @@ from sobolev.errors import SobolevError
 from sobolev.vocabulary import Mean, Term
 
 _GRACE = 30.0  # seconds that the other processes get after one has failed
+_SHORT_GRACE = 3.0  # where it ended with a message for its user, which the others would only repeat
 
 
 class World:
@@ -69,7 +70,7 @@ class World:
 
     def means(self, means: Mapping[str, Mean]) -> dict[str, float]:
         """Return global means by name; a name that some process lacks counts there as empty."""
-        names = self._all_names(means)
+        names = self.gather(list(means))
         if not names:
             return {}
         zero = Mean(torch.zeros(()), torch.zeros(()))
@@ -82,9 +83,6 @@ class World:
             for name, total, count in zip(names, numbers[::2], numbers[1::2], strict=True)
         }
 
-    def _all_names(self, means: Mapping[str, Mean]) -> list[str]:
-        return list(means)
-
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
         return tensor
@@ -95,6 +93,10 @@ class World:
     def any(self, flag: bool) -> bool:
         """Return whether the flag is set in any process."""
         return bool(flag)
+
+    def gather(self, items: list[str]) -> list[str]:
+        """Return the texts of all processes, in the order of their ranks, each once."""
+        return list(dict.fromkeys(items))
 
     def broadcast(self, module: nn.Module) -> None:
         """Give every process the first one's parameters and buffers."""
@@ -125,11 +127,6 @@ class Processes(World):
         self.rank = dist.get_rank()
         self.size = dist.get_world_size()
 
-    def _all_names(self, means: Mapping[str, Mean]) -> list[str]:
-        gathered: list[list[str]] = [[] for _ in range(self.size)]
-        dist.all_gather_object(gathered, list(means))
-        return list(dict.fromkeys(name for names in gathered for name in names))
-
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum of a tensor over all processes."""
         tensor = tensor.clone()
@@ -152,6 +149,12 @@ class Processes(World):
         tensor = torch.tensor(int(flag), dtype=torch.int32, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return bool(tensor.item())
+
+    def gather(self, items: list[str]) -> list[str]:
+        """Return the texts of all processes, in the order of their ranks, each once."""
+        gathered: list[list[str]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(gathered, items)
+        return list(dict.fromkeys(item for part in gathered for item in part))
 
     def broadcast(self, module: nn.Module) -> None:
         """Give every process the first one's parameters and buffers."""
@@ -301,7 +304,7 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> tuple[int, int]:
             code = process.poll()
             if code and failed is None:
                 failed = (code if code > 0 else 128 - code, rank)
-                deadline = time.monotonic() + _GRACE
+                deadline = time.monotonic() + (_SHORT_GRACE if code == 2 else _GRACE)
         if time.monotonic() > deadline:
             for process in processes:
                 process.kill()

@@ -9,8 +9,10 @@ import torch
 
 from sobolev.build import Experiment
 from sobolev.differentiate.contract import restrict
+from sobolev.errors import ComponentError
 from sobolev.losses import per_sample
 from sobolev.noise import Noise
+from sobolev.registry import did_you_mean
 from sobolev.sampler import in_order
 from sobolev.vocabulary import VALUE, Batch, Contraction, Jet, Key, Mean, Points, Probe, key_name
 
@@ -18,16 +20,18 @@ _PROBES = 8
 """Projections of a derivative that is too large to be measured whole; equal for all variants and steps."""
 
 
-def evaluate(experiment: Experiment, split: str, poll: Callable[[], None] = lambda: None) -> dict[str, float]:
+def evaluate(
+    experiment: Experiment, split: str, poll: Callable[[], None] = lambda: None, limit: int | None = None
+) -> dict[str, float]:
     """Return metrics ``split/site/value``, ``split/site/d/dx`` and the target's own, averaged over a split.
 
     Derivatives are measured whole where ``B * m * d`` numbers fit the recipe's bound, else by fixed projections
     whose mean square, times m, estimates the same sum. The dictionary is empty where the split is. ``poll`` is
-    called before every batch and may raise.
+    called before every batch and may raise. At most ``limit`` samples are looked at.
     """
     recipe = experiment.plan.recipe.evaluate
     size = experiment.target.size(split)
-    count = size if recipe.points is None else min(size, recipe.points)
+    count = min(n for n in (size, recipe.points, limit) if n is not None)
     if not count:
         return {}
     modes = {module: module.training for module in experiment.module.modules()}
@@ -95,6 +99,33 @@ def default_splits(experiment: Experiment) -> list[str]:
     return [split for split in experiment.plan.recipe.evaluate.splits if experiment.target.size(split)]
 
 
-def shown(metrics: Mapping[str, float]) -> str:
-    """Return metrics as one short line for people."""
-    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+def metric_named(metrics: Mapping[str, float], name: str) -> float:
+    """Return a metric of an evaluation.
+
+    Raises:
+        ComponentError: there is none of that name.
+    """
+    if name not in metrics:
+        raise ComponentError(f"there is no metric {name!r} in an evaluation; {did_you_mean(name, metrics)}")
+    return metrics[name]
+
+
+def check_names(experiment: Experiment) -> None:
+    """Evaluate a few samples, to find out before the first step whether the metrics that the recipe names exist.
+
+    Raises:
+        ComponentError: one does not.
+    """
+    recipe = experiment.plan.recipe
+    stop = recipe.train.stop.metric if recipe.train.stop else None
+    named = [(place, name) for place, name in (("evaluate.best", recipe.evaluate.best), ("train.stop", stop)) if name]
+    if not named:
+        return
+    metrics: dict[str, float] = {}
+    for split in default_splits(experiment):
+        metrics |= evaluate(experiment, split, limit=2 * experiment.context.world.size)
+    for place, name in named:
+        try:
+            metric_named(metrics, name)
+        except ComponentError as error:
+            raise ComponentError(f"{place}: {error}") from None

@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Protocol
@@ -83,15 +83,18 @@ def _in_process(
                 results.append(result)
                 if flag.requested or result.status == "interrupted":
                     break
-            _leave(flag.signal if flag.requested else None, results, len(plans))
+            if flag.signal is not None:
+                results = _explained(results, flag.signal, len(plans))
     finally:
         world.close()
     return results
 
 
-def _leave(signum: int | None, results: list[Result], planned: int) -> None:
-    if signum is not None:
-        results += [Result("interrupted", f"signal {signum}")] * (planned - len(results))
+def _explained(results: Sequence[Result], signum: int, planned: int) -> list[Result]:
+    """Return a result for every run that was planned; those that a signal kept from finishing say so."""
+    stopped = Result("interrupted", f"signal {signum}")
+    told = [replace(r, message=stopped.message) if r.status == "interrupted" else r for r in results]
+    return told + [stopped] * (planned - len(told))
 
 
 def _limited(
@@ -202,14 +205,17 @@ class _Pool:
                 os.environ["OMP_NUM_THREADS"] = before
             for process, _ in self.workers.values():
                 process.terminate()
-        reason = f"signal {self.stopping}" if self.stopping else ""
-        return [self.results.get(i, Result("interrupted", reason)) for i in range(len(self.plans))]
+        results = [self.results.get(i, Result("interrupted")) for i in range(len(self.plans))]
+        return results if self.stopping is None else _explained(results, self.stopping, len(self.plans))
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         mine, theirs = context.Pipe()
         process = context.Process(target=_worker, args=(theirs, *self.arguments), daemon=False)
+        # Ctrl-C reaches the whole group; a worker that still starts must not answer it with a traceback.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         process.start()
+        signal.signal(signal.SIGINT, before)
         theirs.close()
         self._give(mine, process)
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sobolev.build import Experiment, build
-from sobolev.distributed import connect
+from sobolev.distributed import World
 from sobolev.errors import RecipeError
 from sobolev.host import Host, default_host
 from sobolev.recipe.model import Recipe
@@ -101,8 +101,12 @@ def load(run: Path | str, host: Host | None = None) -> LoadedStudent:
         raise RecipeError(f"{run}: the run has no student yet; finish it with `sobolev run`")
     data = read_yaml(directory.path / "recipe.yaml")
     variant, seed = data.pop("variant"), data.pop("seed")
-    plan = RunPlan(Recipe(**data), variant, seed, directory.path / "recipe.yaml")
-    experiment = build(plan, (host or default_host()).registry, connect("cpu"), smoke=True, blank=True)
+    plan = RunPlan(Recipe(**data), variant, seed, directory.origin())  # relative paths start from where it was read
+    root = directory.path.resolve().parents[len(plan.directory.parts) - 1]
+    experiment = build(
+        plan, (host or default_host()).registry, World(torch.device("cpu")), cache=root / ".cache", smoke=True,
+        blank=True,
+    )  # fmt: skip
     experiment.module.load_state_dict(load_file(directory.student))
     experiment.module.eval()
     return LoadedStudent(experiment)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from sobolev.build import Drawn, Experiment
 from sobolev.differentiate.measure import Measurer
 from sobolev.differentiate.preflight import Agreement, check_gradient
+from sobolev.nonfinite import report_nonfinite
 from sobolev.sampler import Sampler
 from sobolev.vocabulary import Batch, Contraction, Jet, Points, Probe
 
@@ -28,7 +30,7 @@ def preflight(experiment: Experiment) -> Agreement | None:
         SobolevError: parts that do not fit together.
     """
     drawn, reference = first_batch(experiment)
-    if not experiment.trainable:
+    if not experiment.trainable or not _finite(experiment, drawn, reference):
         return None
     drawn = Drawn({s: _double_points(p) for s, p in drawn.points.items()},
                   {s: _double_probe(p) for s, p in drawn.probes.items()}, None)  # fmt: skip
@@ -55,6 +57,23 @@ def preflight(experiment: Experiment) -> Agreement | None:
 
     with torch.random.fork_rng(devices=[]):
         return check_gradient(loss, module)
+
+
+def _finite(experiment: Experiment, drawn: Drawn, reference: Mapping[str, Jet]) -> bool:
+    """Return whether the check makes sense.
+
+    Raises:
+        NonFiniteError: it does not, and the recipe does not say that such steps are skipped.
+    """
+    prediction = experiment.measure(drawn.points)
+    seen = [tensor for where in drawn.points.values() for tensor in where.inputs.values()]
+    for jet in (*reference.values(), *prediction.values()):
+        seen += [jet.value, *jet.derivatives.values()]
+    if all(bool(tensor.isfinite().all()) for tensor in seen):
+        return True
+    if experiment.plan.recipe.train.on_nonfinite == "skip":
+        return False
+    raise report_nonfinite(0, drawn, prediction, reference, experiment.module, experiment.context.world, None)
 
 
 def first_batch(experiment: Experiment) -> tuple[Drawn, dict[str, Jet]]:

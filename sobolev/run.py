@@ -13,7 +13,8 @@ from sobolev import checkpoint
 from sobolev.build import Experiment, build
 from sobolev.components import Report, RunInfo, Tracker
 from sobolev.distributed import World
-from sobolev.errors import SobolevError
+from sobolev.errors import RecipeError, SobolevError
+from sobolev.evaluate import check_names
 from sobolev.host import Host
 from sobolev.preflight import preflight
 from sobolev.recipe.plan import RunPlan
@@ -73,11 +74,10 @@ def execute(
     if state == "finished":
         return Result("present", summary=_summary(directory))
     with ExitStack() as stack:
-        loaded = None
-        if state == "unfinished":
-            if world.first:
-                stack.enter_context(Lock(directory.path))
-            loaded = checkpoint.load_newest(directory.checkpoints, say)
+        locked = world.first and directory.path.exists()
+        if locked:
+            stack.enter_context(Lock(directory.path))
+        loaded = checkpoint.load_newest(directory.checkpoints, say) if state == "unfinished" else None
         experiment = build(
             plan,
             host.registry,
@@ -96,12 +96,18 @@ def execute(
             reports = [(s["use"], host.registry.build("report", s)) for s in plan.recipe.figures]
         recorder = Recorder(trackers, say)
         trainer = Trainer(experiment, host.registry, directory, recorder, progress, stop)
-        if loaded is None and plan.recipe.train.preflight:
-            preflight(experiment)
+        if loaded is None:
+            check_names(experiment)
+            if plan.recipe.train.preflight:
+                preflight(experiment)
         if world.first:
-            directory.create(plan, settings.force)
-            if state != "unfinished":
+            if not locked:  # only now, so that a mistake leaves no directory behind
                 stack.enter_context(Lock(directory.path))
+                if (directory.path / "recipe.yaml").exists():
+                    raise RecipeError(f"{directory.path}: another process has begun this run meanwhile")
+            if state == "new":
+                directory.clear()
+            directory.create(plan)
             directory.write_status("running", engines=_engines(experiment))
         world.barrier()
         recorder.start(_info(plan, directory, trainer.steps), loaded.step if loaded else None)

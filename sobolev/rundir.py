@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ruamel.yaml import YAML
 
@@ -28,6 +28,7 @@ from sobolev.errors import RecipeError
 from sobolev.recipe.plan import RunPlan, difference
 from sobolev.recipe.source import write
 
+LOCK = "lock.json"
 _PACKAGES = ("sobolev", "torch", "numpy", "pydantic", "pluggy", "safetensors")
 
 
@@ -72,6 +73,8 @@ class RunDirectory:
         if not saved.is_file():
             return "new"
         lines = difference(read_yaml(saved), plan.resolved())
+        if lines and not self._worth_keeping():
+            return "new"
         if lines:
             shown = "\n".join(f"  {line}" for line in lines[:12]) + ("\n  ..." if len(lines) > 12 else "")
             raise RecipeError(
@@ -80,15 +83,35 @@ class RunDirectory:
             )
         return "finished" if self.read_status().get("status") == "finished" else "unfinished"
 
-    def create(self, plan: RunPlan, force: bool = False) -> None:
+    def _worth_keeping(self) -> bool:
+        """Return whether there is more than the trace of a run that failed before its first checkpoint."""
+        failed = self.read_status().get("status") == "failed"
+        return not failed or self.student.is_file() or any(self.checkpoints.glob("step-*"))
+
+    def create(self, plan: RunPlan) -> None:
         """Make the directory with the resolved recipe and a description of the machine."""
-        if force and self.path.exists():
-            shutil.rmtree(self.path)
         for folder in (self.path, self.checkpoints, self.records, self.figures):
             folder.mkdir(parents=True, exist_ok=True)
         if not (self.path / "recipe.yaml").exists():
-            (self.path / "env.json").write_text(json.dumps(environment(), indent=1) + "\n")
+            (self.path / "env.json").write_text(json.dumps(environment(plan.file), indent=1) + "\n")
             write_atomic(self.path / "recipe.yaml", write(plan.resolved()))
+
+    def clear(self) -> None:
+        """Remove all that an earlier run left, but not the lock."""
+        for entry in self.path.iterdir() if self.path.is_dir() else ():
+            if entry.name == LOCK:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+    def origin(self) -> Path:
+        """Return the file that the recipe was read from, or the saved recipe where nobody knows any more."""
+        try:
+            return Path(json.loads((self.path / "env.json").read_text())["recipe"])
+        except (OSError, ValueError, KeyError):
+            return self.path / "recipe.yaml"
 
     def read_status(self) -> dict[str, Any]:
         """Return ``status.json``, empty where there is none."""
@@ -105,49 +128,68 @@ class RunDirectory:
 
 
 class Lock:
-    """Keeps a second process out of a run directory; a lock whose process is gone is taken over."""
+    """Keeps a second process out of a run directory.
+
+    The operating system releases the lock when its process ends, in whatever way, so that none is ever stale; the
+    file only says who holds it.
+
+    Raises:
+        RecipeError: another process is at work there.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self.file = directory / "lock.json"
+        self.file = directory / LOCK
+        self._stream: IO[str] | None = None
 
     def __enter__(self) -> Lock:
-        mine = json.dumps({"pid": os.getpid(), "host": socket.gethostname()})
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        for _ in range(2):
+        while self._stream is None:
+            stream = self.file.open("a+")
             try:
-                descriptor = os.open(self.file, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
-            except FileExistsError:
-                owner = self._owner()
-                if owner is not None:
-                    raise RecipeError(
-                        f"{self.file.parent} is in use by process {owner['pid']} on {owner['host']}; wait for it, or "
-                        f"delete {self.file.name} there if that process is gone"
-                    ) from None
-                self.file.unlink(missing_ok=True)
-                continue
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(mine)
-            return self
-        raise RecipeError(f"{self.file}: cannot be locked")
-
-    def _owner(self) -> dict[str, Any] | None:
-        """Return the living owner, or None where the lock is stale."""
-        try:
-            owner: dict[str, Any] = json.loads(self.file.read_text())
-        except (OSError, ValueError):
-            return None
-        if owner.get("host") != socket.gethostname():
-            return owner
-        try:
-            os.kill(int(owner["pid"]), 0)
-        except (ProcessLookupError, ValueError, KeyError):
-            return None
-        except PermissionError:
-            return owner
-        return None if int(owner["pid"]) == os.getpid() else owner
+                _lock(stream)
+                # The one who had it may have removed the file since it was opened here.
+                if os.path.samestat(os.fstat(stream.fileno()), self.file.stat()):
+                    self._stream = stream
+            except BlockingIOError:
+                raise RecipeError(f"{self.file.parent} is in use by {_holder(stream)}; wait for it to end") from None
+            except FileNotFoundError:
+                pass
+            finally:
+                if self._stream is None:
+                    stream.close()
+        self._stream.truncate(0)
+        self._stream.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        self._stream.flush()
+        return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.unlink(missing_ok=True)
+        if self._stream is not None:
+            self.file.unlink(missing_ok=True)
+            self._stream.close()
+            self._stream = None
+
+
+def _lock(stream: IO[str]) -> None:
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError from error
+    else:
+        import fcntl
+
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(stream: IO[str]) -> str:
+    stream.seek(0)
+    try:
+        owner = json.loads(stream.read())
+        return f"process {owner['pid']} on {owner['host']}"
+    except (ValueError, KeyError):
+        return "another process"
 
 
 def write_atomic(file: Path, text: str) -> None:
@@ -215,8 +257,8 @@ def find_runs(root: Path) -> list[RunRecord]:
     return [read_run(file.parent) for file in found]
 
 
-def environment() -> dict[str, Any]:
-    """Return what a run depends on besides its recipe."""
+def environment(recipe: Path) -> dict[str, Any]:
+    """Return what a run depends on besides its recipe, and where that was read."""
     versions = {}
     for name in (*_PACKAGES, *sorted(e.dist.name for e in metadata.entry_points(group="sobolev") if e.dist)):
         try:
@@ -230,6 +272,7 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "commit": _commit(),
         "command": ["sobolev", *sys.argv[1:]],
+        "recipe": str(recipe.resolve()),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

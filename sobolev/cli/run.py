@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--runs", "root", type=click.Path(path_type=Path), default=Path("runs"), show_default=True,
               help="Folder of all run directories.")  # fmt: skip
 @click.option("--jobs", "-j", type=click.IntRange(1), default=None,
-              help="Runs at the same time, one process each.  [default: one per core, at most one per run]")  # fmt: skip
+              help="Runs at the same time, one process each.  [default: one per core, at most one a run]")  # fmt: skip
 @click.option("--devices", type=click.IntRange(1), default=1, show_default=True,
               help="Processes that train one run together (data parallel).")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, mps.")
