@@ -157,6 +157,7 @@ def build(
     say: Callable[[str], None] = print,
     smoke: bool = False,
     blank: bool = False,
+    saved: Path | None = None,
 ) -> Experiment:
     """Make the parts of a run.
 
@@ -169,6 +170,7 @@ def build(
         say: shows a line to the user.
         smoke: nothing is compiled.
         blank: the student's weights and scaling will be read from a file, so that nothing of the data is measured.
+        saved: the finished run's directory that they will be read from.
 
     Raises:
         ComponentError: parts that do not fit together; says which and what would.
@@ -189,6 +191,7 @@ def build(
         directory=plan.file.parent.resolve(),
         cache=cache,
         output=output,
+        saved=saved,
         say=say,
     )
     target.prepare(context)

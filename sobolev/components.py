@@ -36,6 +36,7 @@ class Context:
         directory: folder that relative paths in the recipe start from.
         cache: folder for results worth keeping between runs; shared, addressed by content.
         output: this run's own directory, or None where nothing may be written (checks).
+        saved: directory of a finished run whose student is loaded, or None: the data need not be there any more.
         say: shows one line to the user.
     """
 
@@ -47,6 +48,7 @@ class Context:
     directory: Path
     cache: Path
     output: Path | None = None
+    saved: Path | None = None
     say: Callable[[str], None] = print
 
     def generator(self, name: str) -> torch.Generator:
@@ -303,6 +305,10 @@ class Tracker:
         """Record the comparison of all runs of a recipe."""
 
 
+Answers = tuple["np.ndarray", dict[str, "np.ndarray"]]
+"""Value ``(B, m)``, and first derivatives ``(B, m, *x)`` by input."""
+
+
 @dataclass(frozen=True)
 class Trained:
     """A finished run as a report may look at it, in numbers.
@@ -313,6 +319,8 @@ class Trained:
         student: (site, inputs ``{name: (B, *shape)}``) -> value ``(B, m)``, and full first derivatives by input.
         target: the same for the target, or None where it cannot be asked anywhere.
         samples: (split, limit) -> the inputs of that split at each site, at most ``limit`` of them.
+        compared: (split, limit) -> at each site, the target's and the student's value and derivatives at the same samples;
+            numbers that the target does not know are NaN.
     """
 
     sites: Mapping[str, Site]
@@ -320,6 +328,7 @@ class Trained:
     student: Callable[[str, Mapping[str, np.ndarray]], tuple[np.ndarray, dict[str, np.ndarray]]]
     target: Callable[[str, Mapping[str, np.ndarray]], tuple[np.ndarray, dict[str, np.ndarray]]] | None
     samples: Callable[[str, int], dict[str, dict[str, np.ndarray]]]
+    compared: Callable[[str, int], dict[str, tuple[Answers, Answers]]]
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,7 @@ def load(run: Path | str, host: Host | None = None) -> LoadedStudent:
     root = directory.path.resolve().parents[len(plan.directory.parts) - 1]
     experiment = build(
         plan, (host or default_host()).registry, World(torch.device("cpu")), cache=root / ".cache", smoke=True,
-        blank=True,
+        blank=True, saved=directory.path,
     )  # fmt: skip
     experiment.module.load_state_dict(load_file(directory.student))
     experiment.module.eval()

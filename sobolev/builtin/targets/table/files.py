@@ -6,7 +6,7 @@ import csv
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -298,15 +298,12 @@ class _Npz(TableFile):
     Every array that is used is held in memory.
     """
 
+    _rows = 0
+
     def __init__(self, file: Path) -> None:
         super().__init__(file)
-        try:
-            self._file = np.load(file, allow_pickle=False)
-        except (ValueError, OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{file}: not an NPZ file: {error}") from None
         self._columns: dict[str, tuple[str, int]] = {}
-        for name in self._file.files:
-            shape = self._shape(name)
+        for name, shape in self._shapes().items():
             if not shape:
                 continue
             inner = list(np.ndindex(*shape[1:])) if len(shape) > 1 else [()]
@@ -314,33 +311,40 @@ class _Npz(TableFile):
             self._columns |= {label: (name, position) for position, label in enumerate(labels)}
             if len(shape) > 1:
                 self.arrays[name] = labels
+            self._rows = max(self._rows, shape[0])
         self.names = tuple(self._columns)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Read the shapes alone, from the headers of the members."""
+        found = {}
+        try:
+            with zipfile.ZipFile(self.file) as archive:
+                for member in archive.namelist():
+                    with archive.open(member) as stream:
+                        old = np.lib.format.read_magic(stream) == (1, 0)
+                        read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
+                        found[member.removesuffix(".npy")] = read(stream)[0]
+        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise DataError(f"{self.file}: not an NPZ file: {error}") from None
+        return found
 
     def most_rows(self) -> int:
         """Return the largest first dimension."""
-        return max((self._shape(name)[0] for name in self._file.files if self._shape(name)), default=0)
+        return self._rows
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        """Read the shape alone, from the header of a member."""
-        with self._file.zip.open(f"{name}.npy" if f"{name}.npy" in self._file.zip.namelist() else name) as stream:
-            version = np.lib.format.read_magic(stream)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape: tuple[int, ...] = read(stream)[0]
-            return shape
-
-    def _array(self, name: str, faults: Faults) -> NDArray[Any] | None:
-        try:
-            array: NDArray[Any] = self._file[name]
-        except (ValueError, zipfile.BadZipFile, OSError, EOFError) as error:
-            faults.add(f"{self.file}: array {name!r} cannot be read: {error}")
-            return None
-        return array
+    def _read(self, names: Iterable[str], faults: Faults) -> dict[str, NDArray[Any]]:
+        found = {}
+        with np.load(self.file, allow_pickle=False) as arrays:
+            for name in names:
+                try:
+                    found[name] = arrays[name]
+                except (ValueError, zipfile.BadZipFile, OSError, EOFError) as error:
+                    faults.add(f"{self.file}: array {name!r} cannot be read: {error}")
+        return found
 
     def chunks(self, numbers: Sequence[str], texts: Sequence[str], faults: Faults) -> Iterator[Chunk]:
         """Yield all rows in order."""
-        used = dict.fromkeys(self._columns[name][0] for name in (*numbers, *texts))
-        arrays = {name: self._array(name, faults) for name in used}
-        found = {name: array for name, array in arrays.items() if array is not None}
+        found = self._read(dict.fromkeys(self._columns[name][0] for name in (*numbers, *texts)), faults)
         lengths = {name: len(array) for name, array in found.items()}
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{name} {length}" for name, length in lengths.items())

@@ -69,8 +69,8 @@ class Table(Target):
         self.context = context
         path = Path(self.file).expanduser()
         path = path if path.is_absolute() else context.directory / path
-        card = context.directory / _CARD
-        if not path.is_file() and card.is_file():  # a run directory, without its data: names and sizes are enough
+        card = context.saved / _CARD if context.saved is not None else None
+        if card is not None and card.is_file():  # a student without its data: names and sizes are enough
             self._from_card(json.loads(card.read_text()))
             return
         table, faults = open_table(path), Faults()
