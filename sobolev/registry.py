@@ -141,8 +141,10 @@ def normalize(spec: Any) -> Any:
 def _replace_kind(annotation: Any) -> Any:
     """Return the annotation with every component type replaced by its specification, a mapping."""
     spec = Annotated[dict[str, Any], BeforeValidator(normalize)]
-    if any(isinstance(marker, Kind) for marker in getattr(annotation, "__metadata__", ())):
-        return spec
+    markers = getattr(annotation, "__metadata__", ())
+    if any(isinstance(marker, Kind) for marker in markers):
+        others = tuple(marker for marker in markers if not isinstance(marker, Kind))
+        return Annotated[(spec, *others)] if others else spec
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if _kind_of(annotation) is None:
         return annotation
