@@ -319,8 +319,8 @@ class Trained:
         student: (site, inputs ``{name: (B, *shape)}``) -> value ``(B, m)``, and full first derivatives by input.
         target: the same for the target, or None where it cannot be asked anywhere.
         samples: (split, limit) -> the inputs of that split at each site, at most ``limit`` of them.
-        compared: (split, limit) -> at each site, the target's and the student's value and derivatives at the same samples;
-            numbers that the target does not know are NaN.
+        compared: (split, limit) -> at each site, the target's and the student's value and derivatives at the same
+            samples; numbers that the target does not know are NaN.
     """
 
     sites: Mapping[str, Site]

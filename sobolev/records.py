@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from sobolev.build import Experiment, answers
-from sobolev.components import Report, Trained
+from sobolev.components import Answers, Report, Trained
 from sobolev.rundir import RunDirectory
-from sobolev.vocabulary import Batch, Jet, Points, Probe
-
-Arrays = tuple[np.ndarray, dict[str, np.ndarray]]
+from sobolev.vocabulary import VALUE, Batch, Jet, Key, Points, Probe
 
 
 def trained(experiment: Experiment) -> Trained:
@@ -27,10 +25,10 @@ def trained(experiment: Experiment) -> Trained:
         rows = len(next(iter(tensors.values())))
         return Points(tensors, sites[site].differentiate, torch.arange(rows))
 
-    def student(site: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    def student(site: str, inputs: Mapping[str, np.ndarray]) -> Answers:
         return _arrays(experiment.measure({site: points(site, inputs)})[site])
 
-    def target(site: str, inputs: Mapping[str, np.ndarray]) -> Arrays:
+    def target(site: str, inputs: Mapping[str, np.ndarray]) -> Answers:
         where = points(site, inputs)
         probe = Probe.full(experiment.wanted(site) if experiment.target.max_order != 0 else ())
         return _arrays(experiment.reference({site: where}, {site: probe}, None)[site])
@@ -43,12 +41,24 @@ def trained(experiment: Experiment) -> Trained:
         found = experiment.target.points(Batch(split, ids, experiment.target.load(split, ids)), training=False)
         return {site: {n: _numpy(t) for n, t in where.inputs.items()} for site, where in found.items()}
 
+    def compared(split: str, limit: int) -> dict[str, tuple[Answers, Answers]]:
+        count = min(limit, experiment.target.size(split))
+        if not count:
+            return {}
+        ids = torch.arange(count)
+        where = experiment.target.points(Batch(split, ids, experiment.target.load(split, ids)), training=False)
+        keys = {site: experiment.wanted(site) if experiment.target.max_order != 0 else () for site in where}
+        prediction = experiment.measure(where)
+        reference = experiment.reference(where, {site: Probe.full(keys[site]) for site in where}, prediction)
+        return {site: (_arrays(reference[site]), _arrays(prediction[site])) for site in where}
+
     return Trained(
         sites=sites,
         axes={site: experiment.target.axes(site) for site in sites},
         student=student,
         target=None if answers(experiment.target) else target,
         samples=samples,
+        compared=compared,
     )
 
 
@@ -66,8 +76,14 @@ def record(
         np.savez_compressed(directory.records / f"{name}.npz", **dict(arrays))  # type: ignore[arg-type]
 
 
-def _arrays(jet: Jet) -> Arrays:
-    return _numpy(jet.value), {key[0]: _numpy(d) for key, d in jet.derivatives.items()}
+def _arrays(jet: Jet) -> Answers:
+    return _numpy(_known(jet, VALUE)), {key[0]: _numpy(_known(jet, key)) for key in jet.derivatives}
+
+
+def _known(jet: Jet, key: Key) -> Tensor:
+    """Return the numbers of a key, NaN where they are not known."""
+    known = jet.known.get(key)
+    return jet[key] if known is None else jet[key].masked_fill(~known, float("nan"))
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

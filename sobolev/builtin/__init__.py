@@ -1,6 +1,6 @@
 """Built-in components, registered through the same hooks as those of any plugin."""
 
-from sobolev.builtin import estimators, objectives, reports, students, targets, trackers
+from sobolev.builtin import estimators, objectives, reports, students, targets, theory, trackers
 from sobolev.hookspecs import Register, hookimpl
 
 
@@ -8,6 +8,7 @@ from sobolev.hookspecs import Register, hookimpl
 def register_target(register: Register) -> None:
     """Offer the built-in targets."""
     targets.targets(register)
+    theory.targets(register)
 
 
 @hookimpl
@@ -20,6 +21,7 @@ def register_estimator(register: Register) -> None:
 def register_student(register: Register) -> None:
     """Offer the built-in students."""
     students.students(register)
+    theory.students(register)
 
 
 @hookimpl

@@ -43,8 +43,49 @@ def curves(
     return Curves(metrics)
 
 
+def parity(
+    *,
+    samples: Annotated[int, Field(ge=1, description="held-out samples that are shown")] = 1000,
+    output: Annotated[int, Field(ge=0, description="which output")] = 0,
+    seed: Annotated[int | None, Field(description="which seed is drawn; the first by default")] = None,
+) -> Report:
+    """Student against target at held-out samples, value and each partial."""
+    from sobolev.builtin.reports.parity import Parity
+
+    return Parity(samples, output, seed)
+
+
+def errors(
+    *,
+    samples: Annotated[int, Field(ge=1, description="held-out samples of every run")] = 2000,
+    output: Annotated[int, Field(ge=0, description="which output")] = 0,
+) -> Report:
+    """Histograms of held-out errors, of the value and of each partial."""
+    from sobolev.builtin.reports.errors import Errors
+
+    return Errors(samples, output)
+
+
+def profiles(
+    *,
+    grid: Annotated[int, Field(ge=5, description="points along each line")] = 101,
+    output: Annotated[int, Field(ge=0, description="which output")] = 0,
+) -> Report:
+    """Sensitivity profiles: value and partial along each input, the other inputs held at the middle."""
+    from sobolev.builtin.reports.profiles import Profiles
+
+    return Profiles(grid, output)
+
+
 # Bound here: importing a module of this package replaces the package's attribute of the same name.
-_REPORTS = {"surface": surface, "bars": bars, "curves": curves}
+_REPORTS = {
+    "surface": surface,
+    "bars": bars,
+    "curves": curves,
+    "parity": parity,
+    "errors": errors,
+    "profiles": profiles,
+}
 
 
 def reports(register: Register) -> None:

@@ -1,8 +1,9 @@
-"""What all figures share: colours that colour-blind readers can tell apart, and how a figure is saved."""
+"""What all figures share: colours that colour-blind readers can tell apart, labels, axes, and how a figure is saved."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -17,6 +18,58 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#6
 def colours(names: Sequence[str]) -> dict[str, str]:
     """Return a colour for every name, in order."""
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
+
+
+def split_label(variant: str) -> tuple[str, dict[str, str]]:
+    """Return the arm of a variant and its cell of the matrix: ``sobolev,train=20`` is (sobolev, {train: 20})."""
+    parts = variant.split(",")
+    cells = dict(part.split("=", 1) for part in parts if "=" in part)
+    return ",".join(part for part in parts if "=" not in part), cells
+
+
+def in_order(values: Sequence[str]) -> list[str]:
+    """Return different values, numbers by size and anything else as it came."""
+    different = list(dict.fromkeys(values))
+    try:
+        return sorted(different, key=float)
+    except ValueError:
+        return different
+
+
+def cell_name(cells: Mapping[str, str]) -> str:
+    """Return a cell of the matrix for a title: ``booth, train 20``."""
+    return ", ".join(value if not re.match(r"[-+.\d]", value) else f"{name} {value}" for name, value in cells.items())
+
+
+def metric_label(metric: str, several_sites: bool = False) -> str:
+    """Return a metric for people: ``test/function/d/dx`` is "test error of d/dx"."""
+    found = re.fullmatch(r"(train|validation|test)/([^/]+)/(value|d\d*/.+)", metric)
+    if not found:
+        return metric
+    split, site, what = found.groups()
+    return f"{split} error of {what}" + (f" ({site})" if several_sites else "")
+
+
+def metric_labels(metrics: Sequence[str]) -> dict[str, str]:
+    """Return every metric's label; sites are named where there are several."""
+    sites = {m.split("/")[1] for m in metrics if m.count("/") > 1}
+    return {metric: metric_label(metric, len(sites) > 1) for metric in metrics}
+
+
+def plain(axes: Axes) -> None:
+    """Leave two borders and small numbers."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def slant(axes: Axes, labels: Sequence[str]) -> None:
+    """Write names under an x axis of 0, 1, 2, ..., slanted where they would not fit side by side."""
+    turned = len(labels) > 3 or max(map(len, labels), default=0) > 12
+    axes.set_xticks(range(len(labels)), labels)
+    if turned:
+        axes.tick_params(axis="x", labelrotation=30)
+        for text in axes.get_xticklabels():
+            text.set(ha="right", rotation_mode="anchor")
 
 
 def log_axis(axes: Axes) -> None:

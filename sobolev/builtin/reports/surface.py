@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.style import save
+from sobolev.builtin.reports.style import cell_name, save, split_label
 from sobolev.components import Report, RunRecord, Trained
 
 _ARROWS = 16  # along each axis
@@ -47,35 +47,31 @@ class Surface(Report):
         return None
 
     def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
-        """Draw the target and one run of every variant side by side."""
-        columns = self._columns(runs)
-        if not columns:
-            return []
-        figure = Figure(figsize=(4.2 * len(columns), 8.2))
-        shown = columns[0][1]["value"]  # the target gives the scale of all
-        low, high = float(shown.min()), float(shown.max())
-        for i, (title, data) in enumerate(columns):
-            self._surface(figure, len(columns), i, title, data, low, high)
-            self._field(figure, len(columns), i, data, low, high)
-        figure.subplots_adjust(left=0.05, right=0.97, bottom=0.07, top=0.95, wspace=0.2, hspace=0.08)
-        return [save(figure, directory, "surface")]
-
-    def _columns(self, runs: Sequence[RunRecord]) -> list[tuple[str, dict[str, Any]]]:
+        """Draw the target and one run of every variant side by side: one figure for every cell of the matrix."""
         chosen: dict[str, RunRecord] = {}
         for run in sorted(runs, key=lambda r: r.seed):
             if self.seed in (None, run.seed) and (run.directory / "records" / "surface.npz").is_file():
                 chosen.setdefault(run.variant, run)
-        columns: list[tuple[str, dict[str, Any]]] = []
+        figures: dict[tuple[tuple[str, str], ...], list[tuple[str, RunRecord]]] = {}
         for variant in dict.fromkeys(run.variant for run in runs):
-            if variant not in chosen:
-                continue
-            with np.load(chosen[variant].directory / "records" / "surface.npz", allow_pickle=False) as stored:
-                data = {name: stored[name] for name in stored.files}
-            if not columns and "target_value" in data:
-                target = {**data, "value": data["target_value"], "gradient": data["target_gradient"]}
-                columns.append(("target", target))
-            columns.append((variant, data))
-        return columns
+            if variant in chosen:
+                arm, cells = split_label(variant)
+                figures.setdefault(tuple(cells.items()), []).append((arm or variant, chosen[variant]))
+        return [self._figure(dict(cells), members, directory) for cells, members in figures.items()]
+
+    def _figure(self, cells: Mapping[str, str], members: Sequence[tuple[str, RunRecord]], directory: Path) -> Path:
+        columns = _columns(members)
+        figure = Figure(figsize=(4.2 * len(columns), 8.2))
+        shown = columns[0][1]["value"]  # the target gives the scale of all
+        low, high = float(shown.min()), float(shown.max())
+        high = high if high > low else low + 1.0
+        for i, (title, data) in enumerate(columns):
+            self._surface(figure, len(columns), i, title, data, low, high)
+            self._field(figure, len(columns), i, data, low, high)
+        figure.subplots_adjust(left=0.05, right=0.97, bottom=0.07, top=0.93, wspace=0.2, hspace=0.08)
+        if cells:
+            figure.suptitle(cell_name(cells), fontsize=12)
+        return save(figure, directory, "-".join(["surface", *cells.values()]))
 
     def _surface(
         self, figure: Figure, count: int, i: int, title: str, data: Mapping[str, Any], low: float, high: float
@@ -116,6 +112,18 @@ class Surface(Report):
         if i == 0:
             axes.set_ylabel(str(data["labels"][1]))
         axes.tick_params(labelsize=8)
+
+
+def _columns(members: Sequence[tuple[str, RunRecord]]) -> list[tuple[str, dict[str, Any]]]:
+    """Return title and numbers of every column, the target first where it is known."""
+    columns: list[tuple[str, dict[str, Any]]] = []
+    for title, run in members:
+        with np.load(run.directory / "records" / "surface.npz", allow_pickle=False) as stored:
+            data = {name: stored[name] for name in stored.files}
+        if not columns and "target_value" in data:
+            columns.append(("target", {**data, "value": data["target_value"], "gradient": data["target_gradient"]}))
+        columns.append((title, data))
+    return columns
 
 
 def _gradient(gradients: Mapping[str, np.ndarray], name: str, points: np.ndarray) -> np.ndarray:

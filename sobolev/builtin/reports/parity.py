@@ -1,0 +1,75 @@
+"""Parity: what the student says against what the target says, value and each partial."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sobolev.builtin.reports.heldout import Quantity, gather, read
+from sobolev.builtin.reports.style import colours, plain, save
+from sobolev.components import Report, RunRecord, Trained
+
+
+class Parity(Report):
+    """A row per variant; a column for the value and one for each partial."""
+
+    name: ClassVar[str] = "parity"
+
+    def __init__(self, samples: int, output: int, seed: int | None) -> None:
+        self.samples = samples
+        self.output = output
+        self.seed = seed
+
+    def record(self, trained: Trained) -> Mapping[str, np.ndarray] | None:
+        """Return target and student at held-out samples; None where there are none."""
+        return gather(trained, self.samples, self.output)
+
+    def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
+        """Draw one seed of every variant, the first by default."""
+        seeds = [run.seed for run in runs]
+        found = read(runs, self.name, self.seed if self.seed is not None else min(seeds, default=0))
+        if not found:
+            return []
+        columns = max(map(len, found.values()))
+        figure = Figure(figsize=(0.4 + 2.7 * columns, 0.5 + 2.6 * len(found)), layout="constrained")
+        panels = figure.subplots(len(found), columns, squeeze=False)
+        palette = colours(list(found))
+        for row, (variant, quantities) in zip(panels, found.items(), strict=True):
+            for axes, quantity in zip(row, quantities, strict=False):
+                _draw(axes, quantity, palette[variant])
+            for axes in row[len(quantities) :]:
+                axes.set_axis_off()
+            row[0].set_ylabel(f"{variant}\nstudent", fontsize=9)
+        for axes, quantity in zip(panels[0], next(q for q in found.values() if len(q) == columns), strict=True):
+            axes.set_title(quantity.label, fontsize=10)
+        figure.supxlabel("target", fontsize=9)
+        return [save(figure, directory, "parity")]
+
+
+def _draw(axes: Axes, quantity: Quantity, colour: str) -> None:
+    plain(axes)
+    if not len(quantity.target):
+        axes.text(0.5, 0.5, "not known", ha="center", va="center", transform=axes.transAxes, fontsize=9)
+        return
+    # The target sets the window; a student that leaves it is shown at its border.
+    low, high = float(quantity.target.min()), float(quantity.target.max())
+    margin = 0.08 * (high - low) or 1.0
+    low, high = low - margin, high + margin
+    inside = (quantity.student >= low) & (quantity.student <= high)
+    axes.plot([low, high], [low, high], color="black", lw=0.8)
+    axes.plot(quantity.target[inside], quantity.student[inside], "o", ms=2, mew=0, alpha=0.4, color=colour)
+    beyond = np.clip(quantity.student[~inside], low, high)
+    axes.plot(quantity.target[~inside], beyond, "x", ms=3, mew=0.7, alpha=0.6, color=colour)
+    axes.set(xlim=(low, high), ylim=(low, high))
+    axes.set_box_aspect(1)
+    axes.locator_params(nbins=4)
+    axes.ticklabel_format(scilimits=(-3, 4))
+    axes.xaxis.offsetText.set_fontsize(8)
+    axes.yaxis.offsetText.set_fontsize(8)
+    error = float(np.sqrt(np.mean((quantity.student - quantity.target) ** 2)))
+    axes.text(0.04, 0.95, f"RMSE {error:.3g}", transform=axes.transAxes, va="top", fontsize=8)

@@ -1,0 +1,115 @@
+"""Sensitivity profiles: value and partial along each input, the others held at the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sobolev.builtin.reports.heldout import partial
+from sobolev.builtin.reports.style import colours, plain, save
+from sobolev.components import Report, RunRecord, Trained
+
+_MOST = 8  # inputs that are shown
+
+
+class Profiles(Report):
+    """A column per input: the value above, its partial by that input below."""
+
+    name: ClassVar[str] = "profiles"
+
+    def __init__(self, grid: int, output: int) -> None:
+        self.grid = grid
+        self.output = output
+
+    def record(self, trained: Trained) -> Mapping[str, np.ndarray] | None:
+        """Return values and partials along lines through the middle of the box, or through the median sample."""
+        for site, where in trained.sites.items():
+            name, shape = next(iter(where.inputs.items()))
+            if len(where.inputs) != 1 or len(shape) != 1:
+                continue
+            box = _box(trained, site, name)
+            if box is None:
+                continue
+            low, middle, high = box
+            lines = np.tile(middle, (min(len(middle), _MOST), self.grid, 1))
+            for i, line in enumerate(lines):
+                line[:, i] = np.linspace(low[i], high[i], self.grid)
+            axes = trained.axes[site]
+            inputs = list(axes.inputs) if axes else [f"{name}{i + 1}" for i in range(len(middle))]
+            output = axes.outputs[self.output] if axes else "f"
+            arrays = {
+                "inputs": np.array(inputs[:_MOST]),
+                "output": np.array(output),
+                "x": np.stack([line[:, i] for i, line in enumerate(lines)]),
+            }
+            for who, ask in (("student", trained.student), ("target", trained.target)):
+                if ask is None:
+                    continue
+                found = [ask(site, {name: line}) for line in lines]
+                arrays[f"{who}_value"] = np.stack([value[:, self.output] for value, _ in found])
+                if all(name in derivatives for _, derivatives in found):
+                    slopes = [derivatives[name][:, self.output, i] for i, (_, derivatives) in enumerate(found)]
+                    arrays[f"{who}_partial"] = np.stack(slopes)
+            return arrays
+        return None
+
+    def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
+        """Draw the median over seeds with a band, and the target where it can be asked."""
+        found: dict[str, list[dict[str, np.ndarray]]] = {}
+        for run in runs:
+            file = run.directory / "records" / f"{self.name}.npz"
+            if file.is_file():
+                with np.load(file, allow_pickle=False) as stored:
+                    found.setdefault(run.variant, []).append({name: stored[name] for name in stored.files})
+        if not found:
+            return []
+        first = next(iter(found.values()))[0]
+        names, output = [str(n) for n in first["inputs"]], str(first["output"])
+        palette = colours(list(found))
+        figure = Figure(figsize=(0.8 + 2.7 * len(names), 4.8), layout="constrained")
+        panels = figure.subplots(2, len(names), squeeze=False, sharex="col")
+        for i, name in enumerate(names):
+            for axes, what in zip(panels[:, i], ("value", "partial"), strict=True):
+                _lines(axes, found, what, i, palette)
+            panels[0, i].set_title(output if i == 0 else "", fontsize=10, loc="left")
+            panels[1, i].set_title(partial(output, name), fontsize=10, loc="left")
+            panels[1, i].set_xlabel(name, fontsize=9)
+        handles, labels = panels[0, 0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
+        return [save(figure, directory, "profiles")]
+
+
+def _box(trained: Trained, site: str, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Return low, middle and high ``(d,)``: of the target's box, or of its training samples."""
+    axes = trained.axes[site]
+    if axes is not None and axes.low is not None and axes.high is not None:
+        low, high = np.asarray(axes.low, dtype=float), np.asarray(axes.high, dtype=float)
+        return low, (low + high) / 2, high
+    samples = trained.samples("train", 2000).get(site)
+    if samples is None:
+        return None
+    x = samples[name].astype(float)
+    return x.min(axis=0), np.median(x, axis=0), x.max(axis=0)
+
+
+def _lines(
+    axes: Axes, found: Mapping[str, list[dict[str, np.ndarray]]], what: str, i: int, palette: Mapping[str, str]
+) -> None:
+    plain(axes)
+    axes.ticklabel_format(scilimits=(-3, 4))
+    axes.yaxis.offsetText.set_fontsize(8)
+    for variant, seeds in found.items():
+        if f"student_{what}" not in seeds[0]:
+            continue
+        x = seeds[0]["x"][i]
+        values = np.stack([seed[f"student_{what}"][i] for seed in seeds])
+        axes.plot(x, np.median(values, axis=0), color=palette[variant], label=variant, lw=1.5)
+        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=palette[variant], alpha=0.2, lw=0)
+    first = next(iter(found.values()))[0]
+    if f"target_{what}" in first:
+        axes.plot(first["x"][i], first[f"target_{what}"][i], color="black", lw=1, ls="--", label="target")
