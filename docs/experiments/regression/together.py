@@ -6,6 +6,7 @@ For small networks most of a step is overhead. Here the networks of several runs
 Points, initial weights, order of samples, losses, optimizer and evaluation are those of ``sobolev run``, and so are the
 run directories, which `sobolev run`, `compare` and the figures read; `tests/reports/test_together.py` compares the two.
 Only what Figure 2 needs is here: a ReLU network of linear layers with one output, `squared-l2` losses, exact gradients.
+While training only the validation points are measured, the test points at the end.
 """
 
 from __future__ import annotations
@@ -151,7 +152,7 @@ class Group:
                     recorder.log(taken, latest[i])
             if every and taken % every == 0 and taken < train.steps:
                 for i, recorder in enumerate(recorders):
-                    recorder.log(taken, self._evaluate(i, taken))
+                    recorder.log(taken, self._evaluate(i, taken, ["validation"]))
             if time.monotonic() - saved > _SECONDS:
                 self._save(taken)
                 saved = time.monotonic()
@@ -166,17 +167,18 @@ class Group:
             terms[f"train/{site}/d/dx"] = slope
         return terms | {"lr": float(self.optimizer.param_groups[0]["lr"])}
 
-    def _evaluate(self, run: int, step: int) -> dict[str, float]:
+    def _evaluate(self, run: int, step: int, splits: Sequence[str] = ()) -> dict[str, float]:
         self.experiments[run].module[self.sites[run]].load_state_dict(self.stack.state(run))
-        metrics = self._measure(run)
+        metrics = self._measure(run, splits)
         name = self.recipe.evaluate.best
         if name and metrics[name] < self.best[run][0]:
             self.best[run] = (metrics[name], step, self.stack.state(run))
         return metrics
 
-    def _measure(self, run: int) -> dict[str, float]:
+    def _measure(self, run: int, splits: Sequence[str] = ()) -> dict[str, float]:
         experiment = self.experiments[run]
-        return {k: v for split in default_splits(experiment) for k, v in evaluate(experiment, split).items()}
+        measured = splits or default_splits(experiment)
+        return {k: v for split in measured for k, v in evaluate(experiment, split).items()}
 
     def _start(self, run: int, step: int) -> Recorder:
         plan, directory = self.plans[run], self.directories[run]

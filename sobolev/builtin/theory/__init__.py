@@ -56,12 +56,14 @@ def member(
         Student, Kind("student"), Field(description="the family; one member, with its own weights, is the target")
     ],
     dimension: Annotated[int, Field(ge=1, description="d")] = 1,
-    train: Annotated[
-        int, Field(ge=1, description="training points, uniform in the box, drawn anew for every seed")
-    ] = 2,
+    train: Annotated[int, Field(ge=1, description="training points")] = 2,
+    placed: Annotated[
+        Literal["random", "evenly"],
+        Field(description="uniform in the box, anew for every seed; or at equal distances (d = 1)"),
+    ] = "random",
     at: Annotated[
         list[list[float]] | None,
-        Field(description="training points, one list of d numbers each; instead of random ones"),
+        Field(description="training points, one list of d numbers each; instead"),
     ] = None,
     test: Annotated[int, Field(ge=1, description="test points, uniform in the box")] = 1000,
     low: Annotated[float, Field(description="lower edge of the box, in every coordinate")] = -1.0,
@@ -70,7 +72,7 @@ def member(
     """Member of a family of students: how many points determine it (the paper's K_reg and K_sob)?"""
     from sobolev.builtin.theory.families import Member
 
-    return Member(of, dimension, train, at, test, low, high)
+    return Member(of, dimension, train, placed, at, test, low, high)
 
 
 def polynomial(

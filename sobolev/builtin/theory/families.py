@@ -152,6 +152,7 @@ class Member(Target):
         of: Student,
         dimension: int,
         train: int,
+        placed: str,
         at: Sequence[Sequence[float]] | None,
         test: int,
         low: float,
@@ -161,9 +162,12 @@ class Member(Target):
             raise ComponentError(f"target 'member': low must be below high, not {low} and {high}")
         if at is not None and (not at or any(len(point) != dimension for point in at)):
             raise ComponentError(f"target 'member': 'at' holds points of {dimension} numbers each, not {list(at)}")
+        if placed == "evenly" and dimension != 1:
+            raise ComponentError(f"target 'member': points are placed evenly on a line, not in {dimension} dimensions")
         self.family = of
         self.dimension = dimension
         self.at = at
+        self.evenly = placed == "evenly"
         self.sizes = {"train": train if at is None else len(at), "test": test}
         self.low, self.high = low, high
 
@@ -176,6 +180,8 @@ class Member(Target):
         self._x = {}
         for split, count in self.sizes.items():
             unit = torch.rand(count, self.dimension, dtype=torch.float64, generator=generator(context.seed, split))
+            if split == "train" and self.evenly:
+                unit = (torch.arange(count, dtype=torch.float64)[:, None] + 0.5) / count
             x = self.low + (self.high - self.low) * unit
             if split == "train" and self.at is not None:
                 x = torch.tensor(self.at, dtype=torch.float64)
