@@ -86,7 +86,8 @@ class Experiment(Learner):
     ) -> Mapping[str, Jet]:
         """Return the target's jets: its own answer, or its value differentiated by the estimator."""
         if answers(self.target):
-            seen = None if prediction is None else {site: jet.detach() for site, jet in prediction.items()}
+            waits = prediction is not None and "prediction" in self.target.needs
+            seen = {site: jet.detach() for site, jet in prediction.items()} if prediction and waits else None
             return self.target.answer(points, probes, seen)
         return {
             site: self.estimator.differentiate(self._value_of(site, where), where, probes[site])
