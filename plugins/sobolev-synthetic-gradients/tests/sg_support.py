@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import io
+import os
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from sobolev_synthetic_gradients.settings import Digits
@@ -102,3 +108,30 @@ def true_gradients(made: SyntheticGradients, given: Batch) -> tuple[Tensor, ...]
     images, labels = given.data
     mean = nn.functional.cross_entropy(network(images.double()), labels)
     return torch.autograd.grad(mean, list(network.parameters()))
+
+
+@dataclass(frozen=True)
+class Done:
+    """Exit code and all that was written by a command."""
+
+    code: int
+    text: str
+
+
+def sobolev(*arguments: str) -> Done:
+    """Run a command in this process, as the command line would."""
+    from sobolev.cli import main
+
+    said = io.StringIO()
+    code: Any = 0
+    with (
+        mock.patch.object(sys, "argv", ["sobolev", *arguments]),
+        mock.patch.dict(os.environ, {"COLUMNS": "300"}),
+        contextlib.redirect_stdout(said),
+        contextlib.redirect_stderr(said),
+    ):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code
+    return Done(int(code or 0), said.getvalue())

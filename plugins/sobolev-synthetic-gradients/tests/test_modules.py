@@ -7,7 +7,9 @@ import torch
 from sobolev_synthetic_gradients.modules import ClassPredictor, DirectGradient, NoModule
 from torch import nn
 
-from sobolev import ComponentError, Site
+from sobolev import HEADS, ComponentError, Points, Probe, Site
+from sobolev.differentiate.autograd import differentiate
+from sobolev.differentiate.measure import Measurer, Policy
 
 LOSS = Site({"h": (64, 8, 8), "y": (10,)}, 10, ("h",))
 GRADIENT = Site({"h": (64, 8, 8), "y": (10,)}, 64 * 64, ())
@@ -66,3 +68,41 @@ def test_what_does_not_fit_is_named() -> None:
         ClassPredictor([16], [], "none").build(Site({"x": (3,)}, 1, ("x",)))
     with pytest.raises(ComponentError, match="strides"):
         ClassPredictor([16], [1, 2], "none")
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (ClassPredictor([6], [], "none"), (4, 8, 8)),
+        (ClassPredictor([6, 5], [1, 2], "average"), (4, 7, 5)),
+        (ClassPredictor([6], [], "none"), (12,)),
+    ],
+)
+@pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_the_fast_engine_measures_what_double_backward_does(
+    module: ClassPredictor, shape: tuple[int, ...], weights: tuple[float, float]
+) -> None:
+    """Value, derivative by h, and the gradients of an L1 loss of both by every parameter."""
+    site = Site({"h": shape, "y": (10,)}, 10, ("h",))
+    torch.manual_seed(0)
+    network = module.build(site).double()
+    inputs = {"h": torch.randn(9, *shape).double(), "y": torch.eye(10).double()[:9]}
+    points, probe = Points(inputs, ("h",), torch.arange(9)), Probe.full((("h",),))
+    measurer = Measurer(network, HEADS["log-loss"], site, Policy(steps=1))
+    value = torch.randn(9, 1).double()
+    derivative = torch.randn(9, 1, *shape).double()
+    found = []
+    for engine in ("passes", "double backward"):
+        if engine == "passes":
+            jet = measurer.measure(points, probe)
+            assert measurer.engine(points, probe) == engine, measurer.describe()
+        else:
+            jet = differentiate(measurer.value, points, probe, create_graph=True)
+        loss = weights[0] * (jet.value - value).abs().sum()
+        loss = loss + weights[1] * (jet[("h",)] - derivative).abs().sum()
+        gradients = torch.autograd.grad(loss, list(network.parameters()), allow_unused=True)
+        parts = [jet.value.detach(), jet[("h",)].detach()]
+        parts += [torch.zeros_like(p) if g is None else g for p, g in zip(network.parameters(), gradients, strict=True)]
+        found.append(parts)
+    for fast, slow in zip(*found, strict=True):
+        assert (fast - slow).norm() <= 1e-12 * (1 + slow.norm())
