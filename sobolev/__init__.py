@@ -37,7 +37,9 @@ from sobolev.registry import Kind
 if TYPE_CHECKING:
     from sobolev.heads import HEADS, Head
     from sobolev.loading import load
+    from sobolev.loss import SobolevLoss
     from sobolev.noise import Noise
+    from sobolev.regressor import SobolevRegressor
     from sobolev.vocabulary import (
         VALUE,
         Batch,
@@ -81,6 +83,8 @@ _LAZY = {
     "Head": "sobolev.heads",
     "Noise": "sobolev.noise",
     "load": "sobolev.loading",
+    "SobolevLoss": "sobolev.loss",
+    "SobolevRegressor": "sobolev.regressor",
 }
 
 
@@ -121,6 +125,8 @@ __all__ = [
     "RunRecord",
     "Site",
     "SobolevError",
+    "SobolevLoss",
+    "SobolevRegressor",
     "Statistics",
     "Student",
     "Target",

@@ -1,0 +1,173 @@
+"""`SobolevLoss`: the loss alone, for those who have their own loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sobolev.components import Estimator, Objective
+from sobolev.differentiate.contract import contract, restrict
+from sobolev.differentiate.measure import Measurer, Policy
+from sobolev.errors import ComponentError
+from sobolev.host import default_host
+from sobolev.noise import Noise
+from sobolev.vocabulary import Jet, Key, Points, Probe, Site
+
+Teacher = Callable[[Tensor], Tensor]
+
+
+class SobolevLoss(nn.Module):
+    """Distance between a module's jet and a target's: a mean over samples, ready for ``backward``.
+
+    ::
+
+        loss = SobolevLoss()
+        for x, y, dydx in batches:
+            optimizer.zero_grad()
+            loss(module, x, y, dydx).backward()
+            optimizer.step()
+
+    Under data parallel training pass the module itself, not its wrapper: ``loss(ddp.module, ...)``, and sum the
+    gradients after ``backward``.
+
+    Args:
+        value: loss of the value, by name (``squared-l2``, ``l1``, ``norm``, ``huber``, or a KL divergence), or a
+            mapping with ``loss``, ``weight``, ...; as ``value`` of the objective ``sobolev`` in a recipe.
+        derivatives: one loss per order likewise; the first derivative with weight 1 by default.
+        head: function of the module's output that is compared: ``identity`` or ``log-softmax``.
+        estimator: which derivatives: ``exact``, or ``{"use": "projected", ...}`` for random projections.
+        seed: of random projections.
+
+    Raises:
+        RecipeError: an unknown name.
+        ComponentError: parts that do not fit together.
+    """
+
+    def __init__(
+        self,
+        value: str | Mapping[str, Any] = "squared-l2",
+        derivatives: list[str | Mapping[str, Any]] | None = None,
+        head: str = "identity",
+        estimator: str | Mapping[str, Any] = "exact",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if head == "log-loss":
+            raise ComponentError("SobolevLoss: the head 'log-loss' needs labels as a second input; use a recipe")
+        objective = {
+            "use": "sobolev",
+            "head": head,
+            "value": value,
+            "derivatives": ["squared-l2"] if derivatives is None else derivatives,
+        }
+        registry = default_host().registry
+        self.objective: Objective = registry.build("objective", objective)
+        self.estimator: Estimator = registry.build("estimator", estimator)
+        self._given = (value, derivatives, head, estimator, seed)
+        self.seed = seed
+        self.calls = 0
+        self._last: Measurer | None = None
+
+    def forward(
+        self,
+        module: nn.Module,
+        x: Tensor,
+        y: Tensor | Teacher,
+        dydx: Tensor | None = None,
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """Return the loss, a scalar with graph.
+
+        Args:
+            module: ``(B, *x)`` -> ``(B, n)``.
+            x: ``(B, *x)``.
+            y: values after the head ``(B, m)``, or ``(B,)`` for one; or a teacher: a function or frozen module from
+                ``(B, *x)`` to outputs ``(B, n)`` before the head, which is then differentiated.
+            dydx: recorded partials ``(B, m, *x)``, or ``(B, *x)`` for one value; NaN where one is missing.
+            weight: ``(B,)`` or None.
+
+        Raises:
+            ComponentError: shapes that do not fit, or partials that are missing altogether.
+        """
+        measurer = self._measurer(module, x, y)
+        site = measurer.site
+        keys = self.objective.keys(site)
+        outputs = self.objective.head.outputs(site.outputs)
+        points = Points({"x": x.detach()}, ("x",), torch.arange(len(x)), weight)
+        recorded: Jet | None = None
+        if isinstance(y, Tensor):
+            recorded = _recorded(x, y, dydx, keys, outputs)
+            points = Points({"x": x.detach()}, ("x",), points.index, weight, recorded.known)
+        elif dydx is not None:
+            raise ComponentError("SobolevLoss: a teacher is differentiated by itself; give no dydx beside it")
+        self.calls += 1
+        noise = Noise(self.seed, "train", self.calls, "loss")
+        probe = restrict(self.estimator.probe(points, outputs, keys, noise), points)
+        reference = _asked(recorded, probe) if recorded is not None else self._taught(y, points, probe)
+        prediction = measurer.measure(points, probe)
+        total = torch.zeros((), dtype=x.dtype, device=x.device)
+        for term in self.objective.terms("loss", points, probe, prediction, reference):
+            if term.weight and float(term.count):
+                total = total + term.weight * term.sum / term.count
+        return total
+
+    def _taught(self, teacher: Any, points: Points, probe: Probe) -> Jet:
+        head = self.objective.head
+        return self.estimator.differentiate(lambda inputs: head(teacher(inputs["x"]), inputs), points, probe)
+
+    def _measurer(self, module: nn.Module, x: Tensor, y: Tensor | Teacher) -> Measurer:
+        shape = tuple(x.shape[1:])
+        last = self._last
+        if last is not None and last.module is module and last.site.inputs["x"] == shape:
+            return last
+        # Asked of the other side: a pass of the module itself could change it (running statistics).
+        if isinstance(y, Tensor):
+            outputs = 1 if y.ndim == 1 else y.shape[-1]
+        else:
+            with torch.no_grad():
+                outputs = y(x[:1]).shape[-1]
+        site = Site({"x": shape}, outputs, ("x",))
+        self._last = Measurer(module, self.objective.head, site, Policy(steps=0, compile="never"))
+        return self._last
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Heads are functions, which pickle does not take; what the constructor was given makes them again.
+        return SobolevLoss, self._given, {"calls": self.calls, "training": self.training}
+
+
+def _recorded(x: Tensor, y: Tensor, dydx: Tensor | None, keys: tuple[Key, ...], outputs: int) -> Jet:
+    """Return recorded values and partials as a jet with masks, in the full shapes."""
+    value = y.reshape(-1, 1) if y.ndim == 1 else y
+    if value.shape != (len(x), outputs):
+        raise ComponentError(
+            f"SobolevLoss: y has the shape {tuple(y.shape)}, expected {(len(x), outputs)} (B, m)"
+            + (" or (B,)" if outputs == 1 else "")
+        )
+    if not keys:
+        return Jet(value)
+    if any(key != ("x",) for key in keys):
+        raise ComponentError("SobolevLoss: recorded partials have order 1; give a teacher for higher orders")
+    if dydx is None:
+        raise ComponentError(
+            "SobolevLoss: no dydx, though the derivative term has weight; 'derivatives=[]' trains on values alone"
+        )
+    shape = (len(x), outputs, *x.shape[1:])
+    if tuple(dydx.shape) != shape and not (outputs == 1 and dydx.shape == x.shape):
+        raise ComponentError(f"SobolevLoss: dydx has the shape {tuple(dydx.shape)}, expected {shape} (B, m, *x)")
+    partials = dydx.reshape(shape)
+    known = ~partials.isnan()
+    masks = {} if bool(known.all()) else {keys[0]: known}
+    return Jet(value, {keys[0]: torch.where(known, partials, torch.zeros_like(partials))}, masks)
+
+
+def _asked(recorded: Jet, probe: Probe) -> Jet:
+    """Return recorded derivatives contracted as a probe asks."""
+    derivatives, masks = {}, {}
+    for key, contraction in probe.contractions.items():
+        derivatives[key], known = contract(recorded.derivatives[key], contraction, recorded.known.get(key))
+        if known is not None:
+            masks[key] = known
+    return Jet(recorded.value, derivatives, masks)

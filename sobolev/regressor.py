@@ -1,0 +1,298 @@
+"""`SobolevRegressor`: values and partials with the interface of scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sobolev.arrays import ArrayTarget, Samples
+from sobolev.build import DTYPES, Experiment, build
+from sobolev.builtin.targets.ensemble import ensemble_of
+from sobolev.components import Target
+from sobolev.differentiate.measure import Measurer, Policy
+from sobolev.distributed import connect
+from sobolev.heads import HEADS
+from sobolev.host import default_host
+from sobolev.recipe.model import Recipe
+from sobolev.recipe.plan import RunPlan
+from sobolev.registry import Registry
+from sobolev.train import Trainer
+from sobolev.vocabulary import Points, Probe, Site
+
+try:
+    from sklearn.base import BaseEstimator, RegressorMixin
+    from sklearn.utils import check_random_state
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+except ImportError as error:
+    raise ImportError(
+        "SobolevRegressor needs scikit-learn, which is not installed: pip install 'sobolev[learn]'"
+    ) from error
+
+
+class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """Neural surrogate of values and partials: networks trained on both, averaged.
+
+    Inputs and values are standardised inside the networks, so that everything that goes in and comes out is in the
+    user's units. Training is full batch: Adam, then L-BFGS.
+
+    Args:
+        hidden: units of each hidden layer.
+        activation: a smooth one (``silu``, ``tanh``, ``softplus``, ``gelu``) for smooth partials.
+        members: networks, which differ by their first weights; predictions are their mean.
+        derivative_weight: factor of the partials' term in the loss; 0 leaves them out.
+        balance: how values and partials are weighed, see the objective ``sobolev``.
+        adam_steps: steps of Adam, with a learning rate that falls along half a cosine.
+        learning_rate: of Adam, at the beginning.
+        polish_iterations: iterations of L-BFGS after it.
+        batch_size: samples per step of Adam, or ``"all"``; L-BFGS always sees all.
+        validation_fraction: share of the samples that is held out to stop early and to keep the best networks, or
+            None to train on all to the end.
+        patience: evaluations (a hundred in all) without improvement before training stops.
+        dtype: ``float64`` or ``float32``.
+        random_state: seed of the first weights and of the split; an int, a ``RandomState`` or None.
+
+    Attributes:
+        student_: the networks, a ``ModuleDict``.
+        history_: the final numbers of the training.
+        n_features_in_, n_outputs_: d and m.
+    """
+
+    def __init__(
+        self,
+        hidden: Sequence[int] = (64, 64),
+        activation: str = "silu",
+        members: int = 3,
+        derivative_weight: float = 1.0,
+        balance: Literal["none", "rms", "joint"] = "joint",
+        adam_steps: int = 1000,
+        learning_rate: float = 5e-3,
+        polish_iterations: int = 1000,
+        batch_size: int | Literal["all"] = "all",
+        validation_fraction: float | None = None,
+        patience: int = 20,
+        dtype: Literal["float32", "float64"] = "float64",
+        random_state: Any = None,
+    ) -> None:
+        self.hidden = hidden
+        self.activation = activation
+        self.members = members
+        self.derivative_weight = derivative_weight
+        self.balance = balance
+        self.adam_steps = adam_steps
+        self.learning_rate = learning_rate
+        self.polish_iterations = polish_iterations
+        self.batch_size = batch_size
+        self.validation_fraction = validation_fraction
+        self.patience = patience
+        self.dtype = dtype
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(self, X: Any, y: Any, dydx: Any = None, sample_weight: Any = None) -> SobolevRegressor:
+        """Train on values and, where they are given, partials.
+
+        Args:
+            X: ``(n, d)``.
+            y: ``(n,)`` or ``(n, m)``.
+            dydx: partials ``(n, d)``, or ``(n, m, d)`` for several outputs; NaN where one is missing; or None.
+            sample_weight: ``(n,)``, not negative.
+
+        Returns:
+            The regressor itself.
+
+        Raises:
+            ValueError: arrays whose shapes or numbers do not fit.
+        """
+        X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
+        y = np.asarray(y, dtype=np.float64)
+        self._single = y.ndim == 1
+        y = y.reshape(len(y), -1)
+        partials = _partials(dydx, X, y)
+        weight = None
+        if sample_weight is not None:
+            weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+        samples = Samples(_tensor(X), _tensor(y), _tensor(partials), _tensor(weight))
+        random = check_random_state(self.random_state)
+        seed = int(random.randint(2**31 - 1))
+        target: Target = self._target(samples, random)
+        experiment, summary = _trained(self._recipe(samples), target, seed)
+        self.n_outputs_ = y.shape[1]
+        self.student_ = experiment.module
+        self.history_ = summary
+        self._measurers = self._measure_by()
+        return self
+
+    def _target(self, samples: Samples, random: np.random.RandomState) -> Target:
+        train, held = samples, None
+        if self.validation_fraction is not None:
+            order = torch.from_numpy(random.permutation(len(samples.x)))
+            count = round(self.validation_fraction * len(order))
+            if not 0 < count < len(order):
+                raise ValueError(
+                    f"validation_fraction={self.validation_fraction!r} of {len(order)} samples holds out {count}; "
+                    "at least one must be held out and one left to train on"
+                )
+            held, train = samples.take(order[:count]), samples.take(order[count:])
+        target = ArrayTarget(train, held)
+        return ensemble_of(target, self.members) if self.members > 1 else target
+
+    def _recipe(self, samples: Samples) -> Recipe:
+        phases: list[dict[str, Any]] = []
+        if self.adam_steps:
+            phases.append({
+                "steps": self.adam_steps,
+                "optimizer": {"use": "adam", "lr": self.learning_rate},
+                "schedule": {"use": "cosine"},
+            })  # fmt: skip
+        if self.polish_iterations:
+            steps = -(-self.polish_iterations // 20)
+            phases.append(
+                {"steps": steps, "optimizer": {"use": "lbfgs", "max_iter": 20, "history_size": 30}, "batch_size": "all"}
+            )
+        weight = 0.0 if samples.dydx is None else float(self.derivative_weight)
+        recipe: dict[str, Any] = {
+            "name": "regressor",
+            "target": "arrays",
+            "student": {
+                "use": "mlp",
+                "hidden": [int(width) for width in self.hidden],
+                "activation": self.activation,
+                "scale": "standard",
+            },
+            "objective": {
+                "use": "sobolev",
+                "balance": self.balance,
+                "derivatives": [{"weight": weight}] if weight else [],
+            },
+            "train": {
+                "steps": 0,
+                "batch_size": self.batch_size,
+                "phases": phases,
+                "preflight": False,
+                "compile": "never",
+                "log_every": 10**9,
+            },
+            "dtype": self.dtype,
+        }
+        if self.validation_fraction is not None:
+            metric = "validation/data/value"
+            every = max(1, sum(phase["steps"] for phase in phases) // 100)
+            recipe["evaluate"] = {"every": every, "splits": ["validation"], "best": metric}
+            recipe["train"]["stop"] = {"metric": metric, "patience": self.patience}
+        return Recipe(**recipe)
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Return values ``(n,)``, or ``(n, m)`` where ``fit`` saw two dimensions; on request with their spread.
+
+        Args:
+            X: ``(n, d)``.
+            return_std: whether to return the standard deviation over the members too, of the same shape.
+        """
+        values = self._measure(X, partials=False)
+        mean = self._shaped(values.mean(0))
+        return (mean, self._shaped(values.std(0))) if return_std else mean
+
+    def predict_partials(self, X: Any, return_std: bool = False) -> Any:
+        """Return partials ``(n, d)``, or ``(n, m, d)`` where ``fit`` saw several outputs; on request with their spread.
+
+        Args:
+            X: ``(n, d)``.
+            return_std: whether to return the standard deviation over the members too, of the same shape.
+        """
+        partials = self._measure(X, partials=True)
+        mean = self._shaped(partials.mean(0))
+        return (mean, self._shaped(partials.std(0))) if return_std else mean
+
+    def export(self, directory: Path | str, formats: Sequence[str] = ("torch", "onnx")) -> list[Path]:
+        """Write the networks as graphs that give values and partials; see `sobolev.export`.
+
+        Args:
+            directory: folder for the files.
+            formats: of ``torch`` (``torch.export``) and ``onnx``.
+        """
+        from sobolev.export import export_modules
+
+        check_is_fitted(self)
+        site = self._site()
+        low = torch.zeros(8, self.n_features_in_, dtype=DTYPES[self.dtype])
+        names = [f"x{i}" for i in range(self.n_features_in_)]
+        outputs = [f"y{i}" for i in range(self.n_outputs_)] if self.n_outputs_ > 1 else ["y"]
+        return export_modules(
+            list(self.student_.values()), HEADS["identity"], site, low, Path(directory), formats, names, outputs
+        )
+
+    def _site(self) -> Site:
+        return Site({"x": (self.n_features_in_,)}, self.n_outputs_, ("x",))
+
+    def _measure_by(self) -> list[Measurer]:
+        policy = Policy(steps=0, compile="never")
+        return [Measurer(module.eval(), HEADS["identity"], self._site(), policy) for module in self.student_.values()]
+
+    def _measure(self, X: Any, partials: bool) -> np.ndarray:
+        check_is_fitted(self)
+        X = validate_data(self, X, reset=False, dtype=np.float64)
+        x = _tensor(X).to(DTYPES[self.dtype])
+        points = Points({"x": x}, ("x",), torch.arange(len(x)))
+        probe = Probe.full((("x",),) if partials else ())
+        jets = [measurer.measure(points, probe, create_graph=False) for measurer in self._measurers]
+        found = [jet.derivatives[("x",)] if partials else jet.value for jet in jets]
+        stacked: np.ndarray = torch.stack(found).numpy()
+        return stacked
+
+    def _shaped(self, array: np.ndarray) -> np.ndarray:
+        return array[:, 0] if self._single else array
+
+    def __getstate__(self) -> dict[str, Any]:
+        state: dict[str, Any] = dict(super().__getstate__())
+        state.pop("_measurers", None)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if "student_" in state:
+            self._measurers = self._measure_by()
+
+
+def _tensor(array: Any) -> Any:
+    return None if array is None else torch.tensor(np.ascontiguousarray(array))
+
+
+def _partials(dydx: Any, X: np.ndarray, y: np.ndarray) -> np.ndarray | None:
+    """Return partials as ``(n, m, d)``, or None where none is known.
+
+    Raises:
+        ValueError: another shape, text, infinities.
+    """
+    if dydx is None:
+        return None
+    partials = np.asarray(dydx, dtype=np.float64)
+    n, d, m = len(X), X.shape[1], y.shape[1]
+    allowed = [(n, m, d)] + ([(n, d)] if m == 1 else [])
+    if partials.shape not in allowed:
+        shown = " or ".join(map(str, allowed))
+        raise ValueError(
+            f"dydx has the shape {partials.shape}, expected {shown}: (n, m, d), the partials by X's columns"
+        )
+    if np.isinf(partials).any():
+        raise ValueError("dydx holds infinities; a missing partial is NaN")
+    return None if np.isnan(partials).all() else partials.reshape(n, m, d)
+
+
+def _trained(recipe: Recipe, target: Target, seed: int) -> tuple[Experiment, dict[str, float]]:
+    registry = Registry()
+    for kind, entries in default_host().registry.entries.items():
+        registry.entries[kind] = dict(entries)
+    registry.register("target", "arrays", lambda: target, "sobolev")
+    plan = RunPlan(recipe, "default", seed, Path("regressor"))
+    experiment = build(plan, registry, connect("cpu"), say=lambda _: None)
+    outcome = Trainer(experiment, registry).run()
+    experiment.module.eval()
+    return experiment, outcome.summary

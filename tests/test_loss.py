@@ -1,0 +1,154 @@
+"""SobolevLoss in a loop of one's own: against sums written out by torch's own autograd, in float64."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from sobolev import ComponentError, SobolevLoss
+
+
+def net(outputs: int = 1, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), activation(), nn.Linear(8, outputs)).double()
+
+
+def samples(outputs: int = 1, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    random = torch.Generator().manual_seed(1)
+    return tuple(  # type: ignore[return-value]
+        torch.randn(shape, generator=random, dtype=torch.float64)
+        for shape in ((rows, 3), (rows, outputs), (rows, outputs, 3))
+    )
+
+
+def written_out(module: nn.Module, x: torch.Tensor, y: torch.Tensor, dydx: torch.Tensor) -> torch.Tensor:
+    """Squared errors of values and of the Jacobian, one sample and one output at a time."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(x)):
+        point = x[i : i + 1].clone().requires_grad_()
+        z = module(point)
+        total = total + (z[0] - y[i]).square().sum()
+        for j in range(z.shape[1]):
+            (slope,) = torch.autograd.grad(z[0, j], point, create_graph=True)
+            total = total + (slope[0] - dydx[i, j]).square().sum()
+    return total / len(x)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("activation", [nn.Tanh, nn.ReLU, nn.SiLU])
+def test_value_and_gradient_are_those_of_the_sum_written_out(outputs: int, activation: type[nn.Module]) -> None:
+    module, (x, y, dydx) = net(outputs, activation), samples(outputs)
+    loss = SobolevLoss()(module, x, y, dydx)
+    expected = written_out(module, x, y, dydx)
+    assert torch.allclose(loss, expected, rtol=1e-12)
+    ours = torch.autograd.grad(loss, list(module.parameters()))
+    theirs = torch.autograd.grad(expected, list(module.parameters()))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_one_value_may_come_without_its_dimension() -> None:
+    module, (x, y, dydx) = net(), samples()
+    whole = SobolevLoss()(module, x, y, dydx)
+    assert torch.equal(SobolevLoss()(module, x, y[:, 0], dydx[:, 0]), whole)
+
+
+def test_missing_partials_do_not_count() -> None:
+    module, (x, y, dydx) = net(), samples()
+    holed = dydx.clone()
+    holed[0, 0, 1] = torch.nan
+    point = x.clone().requires_grad_()
+    slopes = torch.autograd.grad(module(point).sum(), point)[0]
+    errors = (slopes - holed[:, 0]).square().nan_to_num(0.0)
+    # The sum over known components over the count in which a sample weighs as much as is known of it.
+    expected = (module(x) - y).square().mean() + errors.sum() / (len(x) - 1 / 3)
+    assert torch.allclose(SobolevLoss()(module, x, y, holed), expected, rtol=1e-12)
+
+
+def test_sample_weights_are_those_of_a_mean() -> None:
+    module, (x, y, dydx) = net(), samples()
+    twice = torch.tensor([2.0, 1, 1, 1, 0, 1], dtype=torch.float64)
+    rows = torch.tensor([0, 0, 1, 2, 3, 5])
+    weighted = SobolevLoss()(module, x, y, dydx, weight=twice)
+    repeated = SobolevLoss()(module, x[rows], y[rows], dydx[rows])
+    assert torch.allclose(weighted, repeated, rtol=1e-12)
+
+
+def test_a_teacher_is_differentiated() -> None:
+    module, (x, _, _) = net(2), samples(2)
+    teacher = net(2)
+    with torch.no_grad():
+        teacher[0].weight.add_(0.3)
+    point = x.clone().requires_grad_()
+    values = teacher(point)
+    jacobian = torch.stack([torch.autograd.grad(values[:, j].sum(), point, retain_graph=True)[0] for j in (0, 1)], 1)
+    expected = SobolevLoss()(module, x, values.detach(), jacobian)
+    assert torch.allclose(SobolevLoss()(module, x, teacher), expected, rtol=1e-12)
+
+
+def test_of_policies_by_their_log_probabilities() -> None:
+    module, teacher = net(3), net(3)
+    with torch.no_grad():
+        teacher[0].weight.add_(0.3)
+    x = samples()[0]
+    loss = SobolevLoss("kl-student-teacher", ["norm"], head="log-softmax", estimator={"use": "projected"})
+    assert loss(module, x, teacher).item() > 0
+    assert abs(loss(teacher, x, teacher).item()) < 1e-12
+
+
+def test_random_projections_estimate_the_exact_term() -> None:
+    module, (x, y, dydx) = net(2), samples(2)
+    exact = SobolevLoss({"weight": 0}, ["squared-l2"])(module, x, y, dydx)
+    projected = SobolevLoss({"weight": 0}, [{"weight": 2.0}], estimator={"use": "projected", "probes": 4})
+    values = torch.stack([projected(module, x, y, dydx).detach() for _ in range(200)])
+    assert values.std() > 0  # every call draws anew
+    assert abs(values.mean().item() / exact.item() - 1) < 0.1  # E|J'v|^2 = |J|^2 / m
+
+
+def test_training_goes_down() -> None:
+    module, (x, y, dydx) = net(), samples()
+    loss, optimizer = SobolevLoss(), torch.optim.Adam(module.parameters(), lr=1e-2)
+    first = loss(module, x, y, dydx).item()
+    for _ in range(50):
+        optimizer.zero_grad()
+        loss(module, x, y, dydx).backward()
+        optimizer.step()
+    assert loss(module, x, y, dydx).item() < 0.7 * first
+
+
+class Lightning(nn.Module):
+    """As a Lightning module looks: the loss is a submodule and belongs to no network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.loss = net(), SobolevLoss()
+
+    def training_step(self, batch: tuple[torch.Tensor, ...], _: int) -> torch.Tensor:
+        return self.loss(self.net, *batch)
+
+
+def test_in_a_module_it_adds_no_parameters_and_can_be_copied() -> None:
+    module = Lightning()
+    first = module.training_step(samples(), 0)
+    assert set(module.state_dict()) == {f"net.{name}" for name in module.net.state_dict()}
+    for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(copied.training_step(samples(), 0), first)
+
+
+def test_mistakes_are_explained() -> None:
+    module, (x, y, dydx) = net(), samples()
+    with pytest.raises(ComponentError, match=r"dydx has the shape \(6, 2\), expected \(6, 1, 3\)"):
+        SobolevLoss()(module, x, y, dydx[:, 0, :2])
+    with pytest.raises(ComponentError, match="no dydx"):
+        SobolevLoss()(module, x, y)
+    with pytest.raises(ComponentError, match="y has the shape"):
+        SobolevLoss()(module, x, y[:3], dydx)
+    with pytest.raises(ComponentError, match="give no dydx"):
+        SobolevLoss()(module, x, module, dydx)
+    with pytest.raises(ComponentError, match="log-loss"):
+        SobolevLoss(head="log-loss")
+    assert SobolevLoss(derivatives=[])(module, x, y).requires_grad
