@@ -219,8 +219,15 @@ class Estimator:
         return differentiate(value, points, probe, create_graph=False).detach()
 
     def metrics(self) -> Mapping[str, float]:
-        """Return counters worth recording, such as evaluations of the target."""
+        """Return counters worth recording, such as evaluations of the target; processes are summed."""
         return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what must survive an interruption, such as those counters: nested dicts of tensors and JSON values."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
 
 
 class Student:

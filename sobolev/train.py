@@ -112,7 +112,7 @@ class Trainer:
         self.optimizer: Any = None
         self.schedule: Any = None
         self._step = 0
-        self._evaluated_at = 0
+        self._evaluated_at = -1
         self._skipped = 0
         self._learns = type(experiment.target).advance is not Target.advance
         self._hogwild = self.recipe.update == "hogwild" and self.world.size > 1
@@ -154,9 +154,9 @@ class Trainer:
                     end = min(start + phase.steps, self.steps)
                     if self._step < end and not self._stale():
                         self._begin(phase)
-                        if state is not None:
+                        if state is not None and self._step > start:  # else it is that of the phase before
                             self._restore_phase(state)
-                            state = None
+                        state = None
                         self._phase(end)
                     start += phase.steps
                 return Outcome("finished", self._step, self._finish())
@@ -275,7 +275,7 @@ class Trainer:
                     old = means.get(name)
                     means[name] = Mean(old.sum + mean.sum, old.count + mean.count) if old else mean
             skipped = {"skipped": float(self._skipped)} if self._skipped else {}
-            return {**values, **self.world.means({**means, **learned}), **experiment.estimator.metrics(), **skipped}
+            return {**values, **self.world.means({**means, **learned}), **self._counters(), **skipped}
 
         return numbers
 
@@ -343,7 +343,7 @@ class Trainer:
 
     # -- evaluation and the end ------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> dict[str, float]:
+    def _evaluate(self) -> None:
         self._settle()
         with self._evaluated_weights():
             metrics: dict[str, float] = {}
@@ -357,7 +357,6 @@ class Trainer:
             self.recorder.warn(f"warning: step {self._step}: not finite in evaluation: {', '.join(bad)}")
         self._evaluated_at = self._step
         self._settle()
-        return metrics
 
     def _settle(self) -> None:
         """Wait until nobody changes parameters that are shared."""
@@ -396,8 +395,9 @@ class Trainer:
 
     def _finish(self) -> dict[str, float]:
         """Evaluate the student that is kept, and take the target's final scores."""
-        metrics = self._evaluate()
-        summary = {**self.latest, **metrics}
+        if self._evaluated_at != self._step:  # else the run stopped, or was interrupted, right after it
+            self._evaluate()
+        summary = dict(self.latest)
         if self.averaged:
             self.experiment.module.load_state_dict(self.averaged.module.state_dict())
         if self.best_student and self.best.step != self._step:
@@ -409,7 +409,15 @@ class Trainer:
             summary["best/step"] = float(self.best.step)
         self.experiment.module.eval()
         summary |= self.experiment.target.finish(self.experiment)
-        return {**summary, **self.experiment.estimator.metrics()}
+        return {**summary, **self._counters()}
+
+    def _counters(self) -> dict[str, float]:
+        """Return the estimator's counters, summed over the processes."""
+        share = torch.tensor(1.0 / self.world.size, dtype=torch.float64)
+        counters = self.experiment.estimator.metrics()
+        return self.world.means(
+            {name: Mean(torch.tensor(value, dtype=torch.float64), share) for name, value in counters.items()}
+        )
 
     # -- checkpoints -----------------------------------------------------------------------------------------------
 
@@ -442,6 +450,7 @@ class Trainer:
         if self.world.first and self.directory:
             state: dict[str, Any] = {
                 "target": target,
+                "estimator": self.experiment.estimator.state_dict(),
                 "best": vars(self.best),
                 "best_student": self.best_student,
                 "averaged": self.averaged.state_dict() if self.averaged else {},
@@ -464,6 +473,7 @@ class Trainer:
     def _restore_common(self, loaded: checkpoint.Loaded) -> None:
         self.experiment.module.load_state_dict(loaded.student)
         self.experiment.target.load_state_dict(loaded.state["target"])
+        self.experiment.estimator.load_state_dict(loaded.state["estimator"])
         self.best = _Best(**loaded.state["best"])
         self.best_student = loaded.state["best_student"]
         if self.averaged:
@@ -475,8 +485,8 @@ class Trainer:
         self._settle()
 
     def _restore_phase(self, state: Mapping[str, Any]) -> None:
-        """Restore optimizer and schedule; empty where the checkpoint stands at the end of the phase before."""
-        if self.parameters and state["optimizer"]:
+        """Restore optimizer and schedule."""
+        if self.parameters:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.schedule:
                 self.schedule.load_state_dict(state["schedule"])

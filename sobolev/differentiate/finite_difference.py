@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -74,6 +74,15 @@ class FiniteDifference(Estimator):
     def metrics(self) -> Mapping[str, float]:
         """Return the number of target evaluations so far."""
         return {**self.of.metrics(), "evaluations": float(self.evaluations)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counter, and the state of the estimator that is asked what to differentiate."""
+        return {"evaluations": self.evaluations, "of": self.of.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.evaluations = state["evaluations"]
+        self.of.load_state_dict(state["of"])
 
     def differentiate(self, value: ValueFunction, points: Points, probe: Probe) -> Jet:
         """Return the jet by differences of ``value``, detached.
