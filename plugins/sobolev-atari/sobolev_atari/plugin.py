@@ -43,7 +43,7 @@ def distillation(
     test_percent: Annotated[Percent, Field(description="of the states, the last, that test (fixed-test)")] = 20.0,
     test_states: Annotated[int | None, Field(ge=1, description="test on a random sample of this size")] = None,
     temperature: Annotated[float, Field(gt=0, description="the teacher's logits are divided by it")] = 1.0,
-    memory: Annotated[int, Field(ge=0, description="bytes for Jacobians of the teacher that are kept")] = 2**30,
+    memory: Annotated[int, Field(ge=0, description="bytes for Jacobians of the teacher that are kept")] = 2**29,
     episodes: Annotated[int, Field(ge=0, description="games that score the trained student; 0 for none")] = 10,
     gif: Annotated[bool, Field(description="film the trained student playing")] = True,
 ) -> Target:

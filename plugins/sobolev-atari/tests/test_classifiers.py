@@ -1,5 +1,6 @@
 """Compression of classifiers on the digits."""
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from sobolev_atari.distillation import SITE, Distillation
 from sobolev_atari.plugin import classifier
 
-from sobolev import HEADS, Batch, ComponentError, Context, DataError, Probe
+from sobolev import HEADS, Batch, ComponentError, Context, DataError, Probe, SobolevError
 
 
 def prepared(tmp_path: Path, **options: object) -> Distillation:
@@ -65,3 +66,12 @@ def test_unknown_networks_are_named(tmp_path: Path) -> None:
         prepared(tmp_path, teacher="timm/resnet5")
     with pytest.raises(ComponentError, match="'mlp', or 'timm/NAME'"):
         prepared(tmp_path, teacher="cnn")
+
+
+@pytest.mark.parametrize(("package", "said"), [("sklearn", "pip install scikit-learn"), ("timm", "pip install timm")])
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, said: str) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(SobolevError, match=said):
+        prepared(tmp_path, teacher="timm/test_resnet", size=32)
+    assert not list(tmp_path.rglob("*.safetensors"))

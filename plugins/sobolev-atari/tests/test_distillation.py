@@ -57,7 +57,16 @@ class States:
 
 def context(tmp_path: Path, said: list[str] | None = None, head: str = "log-softmax") -> Context:
     say = (said if said is not None else []).append
-    return Context(torch.device("cpu"), torch.float64, None, 0, HEADS[head], tmp_path, tmp_path, None, say)  # type: ignore[arg-type]
+    return Context(
+        device=torch.device("cpu"),
+        dtype=torch.float64,
+        world=None,  # type: ignore[arg-type]
+        seed=0,
+        head=HEADS[head],
+        directory=tmp_path,
+        cache=tmp_path,
+        say=say,
+    )
 
 
 def made(
@@ -94,6 +103,7 @@ def test_jets_against_a_plain_reference(tmp_path: Path, memory: int, temperature
         "full": (Contraction(None, (None,)), jacobian),
         "output": (Contraction(v, (None,)), torch.einsum("bkm,bmd->bkd", v, jacobian)),
         "input": (Contraction(None, (w,)), torch.einsum("bkd,bmd->bkm", w, jacobian)),
+        "one direction": (Contraction(None, (w[:, :1],)), torch.einsum("bkd,bmd->bkm", w[:, :1], jacobian)),
     }
     for contraction, expected in wanted.values():
         jet = target.answer(points, {SITE: Probe({KEY: contraction})}, None)[SITE]
@@ -133,13 +143,13 @@ def test_the_projected_squared_loss_times_m_is_the_full_one(tmp_path: Path) -> N
     x = points.inputs["x"]
     reference = plain(target, x)[1]
     mine = torch.func.vmap(torch.func.jacrev(lambda one: student(one[None])[0].log_softmax(0)))(x).detach()
-    total, count = 0.0, 4000
+    total, count = 0.0, 2500
     for step in range(count):
         v = Noise(0, "train", step, SITE).sphere(points.index, 1, (M,), "x", dtype=torch.float64)
         there = target.answer({SITE: points}, {SITE: Probe({KEY: Contraction(v, (None,))})}, None)[SITE]
         here = torch.einsum("bkm,bmd->bkd", v, mine)
         total += float((here - there.derivatives[KEY]).square().sum())
-    assert total / count * M == pytest.approx(float((mine - reference).square().sum()), rel=0.03)
+    assert total / count * M == pytest.approx(float((mine - reference).square().sum()), rel=0.04)
 
 
 def test_the_norm_loss_is_the_mean_over_the_sphere() -> None:
@@ -198,4 +208,6 @@ def test_the_final_score_plays_the_student_at_the_teachers_temperature(tmp_path:
             return torch.tensor([[0.5, 0.25, 0.25]], dtype=torch.float64).log()
 
     # The source is given log p^2 (it normalises when it samples): 0.25 + 0.0625 + 0.0625.
-    assert target.finish(Uneven())["score"] == pytest.approx(0.375)  # type: ignore[arg-type]
+    found = target.finish(Uneven())  # type: ignore[arg-type]
+    assert found["score"] == pytest.approx(0.375)
+    assert {k: v for k, v in found.items() if "/" in k} == {"jacobian-kept/train": 1, "jacobian-kept/test": 1}

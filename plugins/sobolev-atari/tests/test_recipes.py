@@ -54,8 +54,6 @@ def test_the_digits_are_compressed(tmp_path: Path) -> None:
         ({"teacher": "pongo"}, "there is no teacher 'pongo'; did you mean 'pong'"),
         ({"teacher": "pong", "environment": "brekout"}, "unknown environment 'brekout'; did you mean breakout"),
         ({"teacher": "pong", "environment": "breakout"}, "teacher pong has 6 outputs, breakout has 4 actions"),
-        ({"teacher": "nowhere.zip"}, "there is no file"),
-        ({"teacher": "pong", "data": "nowhere"}, "is no dataset"),
     ],
 )
 def test_mistakes_are_said_in_a_sentence_and_leave_nothing(
