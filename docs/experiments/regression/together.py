@@ -2,11 +2,12 @@
 
     python docs/experiments/regression/together.py recipes/paper/figure2-fast.yaml --set seeds=[0]
 
-For small networks most of a step is overhead. Here the networks of several runs are stacked, so that one product serves all.
-Points, initial weights, order of samples, losses, optimizer and evaluation are those of ``sobolev run``, and so are the
-run directories, which `sobolev run`, `compare` and the figures read; `tests/reports/test_together.py` compares the two.
-Only what Figure 2 needs is here: a ReLU network of linear layers with one output, `squared-l2` losses, exact gradients.
-While training only the validation points are measured, the test points at the end.
+For small networks most of a step is overhead. Here the networks of several runs are stacked, so that one product
+serves all. Points, initial weights, order of samples, losses, optimizer and evaluation are those of ``sobolev run``,
+and so are the run directories, which ``sobolev run``, ``compare`` and the figures read;
+``tests/reports/test_together.py`` compares the two. Only what Figure 2 needs is here: a ReLU network of linear layers
+with one output, ``squared-l2`` losses, exact gradients. While training only the validation points are measured, the
+test points at the end.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Stack:
     def gradients(self, x: Tensor, f: Tensor, g: Tensor, weight: float) -> tuple[Tensor, Tensor]:
         """Set the gradients of every run's own loss; return its two terms, ``(S,)`` each.
 
-        The network is linear around each sample: the same adjoints serve value and derivative, and the derivative's error
-        is pushed forward through the same masks.
+        The network is linear around each sample: the same adjoints serve value and derivative, and the error of the
+        derivative is pushed forward through the same masks.
 
         Args:
             x: ``(S, B, d)``.

@@ -1,0 +1,271 @@
+"""Every report on run directories that were really trained: what stands in the figure is what the runs recorded."""
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from sobolev import load
+from sobolev.builtin.reports import heldout, style
+from sobolev.builtin.targets.functions import FUNCTIONS
+from sobolev.components import Report, RunRecord
+from sobolev.host import default_host
+
+ALL = ["surface", "bars", "curves", "parity", "errors", "profiles"]
+BLUE, ORANGE = style.COLOURS[:2]
+
+
+def report(name: str, **options: Any) -> Report:
+    registry = default_host().registry
+    made: Report = registry.build("report", registry.check("report", {"use": name, **options}, ())[0])
+    return made
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Figure]]:
+    """The figures that reports would save."""
+    kept: list[tuple[str, Figure]] = []
+
+    def keep(figure: Figure, directory: Path, name: str) -> Path:
+        kept.append((name, figure))
+        return directory / f"{name}.png"
+
+    for module in ("bars", "curves", "surface", "parity", "errors", "profiles"):
+        monkeypatch.setattr(f"sobolev.builtin.reports.{module}.save", keep)
+    return kept
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [axes for axes in figure.axes if axes.axison]
+
+
+def summary(runs: list[RunRecord], variant: str, metric: str) -> list[float]:
+    return [run.summary[metric] for run in runs if run.variant == variant]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_pictures_are_written_from_run_directories_alone(
+    name: str, plain_runs: list[RunRecord], tmp_path: Path
+) -> None:
+    files = report(name).draw(plain_runs, tmp_path)
+    assert [file.name for file in files] == [f"{name}.png"]
+    picture = imread(files[0])
+    assert picture.shape[0] > 300 and picture.shape[1] > 300
+    assert len(np.unique(picture.reshape(-1, picture.shape[2]), axis=0)) > 20
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_without_runs_there_is_no_picture(name: str, tmp_path: Path) -> None:
+    assert report(name).draw([], tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_bars_stand_at_the_median_and_show_every_seed(
+    plain_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    report("bars").draw(plain_runs, tmp_path)
+    ((_, figure),) = drawn
+    assert [axes.get_title() for axes in panels(figure)] == ["test error of value", "test error of d/dx"]
+    for axes, metric in zip(panels(figure), ["test/function/value", "test/function/d/dx"], strict=True):
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["regular", "sobolev"]
+        assert axes.get_yscale() == "log"
+        for bar, line, variant in zip(axes.patches, axes.lines, ["regular", "sobolev"], strict=True):
+            values = summary(plain_runs, variant, metric)
+            assert len(values) == 3
+            assert bar.get_height() == pytest.approx(statistics.median(values))
+            assert list(line.get_ydata()) == values
+            low, high = axes.get_ylim()
+            assert low < min(values) and max(values) < high
+
+
+def test_bars_of_a_matrix_are_grouped(
+    matrix_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    report("bars", metrics=["test/function/value", "nonsense"]).draw(matrix_runs, tmp_path)
+    ((_, figure),) = drawn
+    assert [axes.get_title() for axes in panels(figure)] == ["booth", "ackley"]
+    for axes, function in zip(panels(figure), ["booth", "ackley"], strict=True):
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["8", "20"]  # in order of size
+        expected = {
+            (to_hex(colour).lower(), size): statistics.median(
+                summary(matrix_runs, f"{arm},target={function},train={size}", "test/function/value")
+            )
+            for arm, colour in (("regular", BLUE), ("sobolev", ORANGE))
+            for size in (8, 20)
+        }
+        found = {
+            (to_hex(bar.get_facecolor()).lower(), (8, 20)[round(bar.get_x() + bar.get_width() / 2)]): bar.get_height()
+            for bar in axes.patches
+        }
+        assert found == pytest.approx(expected)
+
+
+def test_bars_say_where_a_metric_is_not_applicable(
+    plain_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    lacking = [
+        RunRecord(r.variant, r.seed, r.directory, r.config, r.status, {} if r.variant == "regular" else r.summary)
+        for r in plain_runs
+    ]
+    report("bars", metrics=["test/function/value"]).draw(lacking, tmp_path)
+    ((_, figure),) = drawn
+    (axes,) = panels(figure)
+    assert len(axes.patches) == 1
+    assert [text.get_text() for text in axes.texts] == ["not\napplicable"]
+
+
+def test_curves_are_medians_with_a_band(
+    plain_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    report("curves", metrics=["validation/function/value"]).draw(plain_runs, tmp_path)
+    ((_, figure),) = drawn
+    (axes,) = panels(figure)
+    for line, variant in zip(axes.lines, ["regular", "sobolev"], strict=True):
+        histories = []
+        for run in plain_runs:
+            if run.variant == variant:
+                records = map(json.loads, (run.directory / "metrics.jsonl").read_text().splitlines())
+                histories.append([r["validation/function/value"] for r in records if "validation/function/value" in r])
+        assert list(line.get_xdata()) == [4, 8, 12]
+        np.testing.assert_allclose(line.get_ydata(), np.median(histories, axis=0))
+
+
+def test_curves_of_a_matrix_have_a_panel_per_cell(
+    matrix_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    files = report("curves").draw(matrix_runs, tmp_path)
+    assert files[0].name == "curves-train-loss.png"
+    _, figure = drawn[0]
+    assert [axes.get_title() for axes in panels(figure)] == [
+        "booth, train 20", "ackley, train 20", "booth, train 8", "ackley, train 8",
+    ]  # fmt: skip
+    assert all(len(axes.lines) == 2 for axes in panels(figure)[1:])
+
+
+def test_surface_records_the_function_itself(plain_runs: list[RunRecord]) -> None:
+    with np.load(plain_runs[0].directory / "records/surface.npz") as stored:
+        data = {name: stored[name] for name in stored.files}
+    x, y = np.meshgrid(data["x"], data["y"])
+    points = torch.tensor(np.stack([x.ravel(), y.ravel()], axis=1)).requires_grad_()
+    value = FUNCTIONS["mccormick"].value(points)
+    (gradient,) = torch.autograd.grad(value.sum(), points)
+    np.testing.assert_allclose(data["target_value"], value.detach(), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(data["target_gradient"], gradient, rtol=1e-4, atol=1e-4)
+    jet = load(plain_runs[0].directory)(points.detach())
+    np.testing.assert_allclose(data["value"], jet.value[:, 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(data["gradient"], jet[("x",)][:, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_surface_draws_one_figure_per_cell(
+    matrix_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    files = report("surface", seed=1).draw([r for r in matrix_runs if "ackley" in r.variant], tmp_path)
+    assert [file.name for file in files] == ["surface-ackley-20.png", "surface-ackley-8.png"]
+    for _, figure in drawn:
+        assert [a.get_title() for a in figure.axes if a.name == "3d"] == ["target", "regular", "sobolev"]
+    assert report("surface", seed=9).draw(matrix_runs, tmp_path) == []
+
+
+def test_parity_shows_student_against_target(
+    plain_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    report("parity", samples=30).draw(plain_runs, tmp_path)
+    ((_, figure),) = drawn
+    assert [axes.get_title() for axes in panels(figure)[:3]] == ["f", "df/dx", "df/dy"]
+    student = load(plain_runs[0].directory)
+    x = student.experiment.target._x["test"][:30].double().requires_grad_()
+    value = FUNCTIONS["mccormick"].value(x)
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    jet = student(x.detach().float())
+    pairs = [(value, jet.value[:, 0]), (gradient[:, 0], jet[("x",)][:, 0, 0]), (gradient[:, 1], jet[("x",)][:, 0, 1])]
+    for axes, (expected, answered) in zip(panels(figure)[:3], pairs, strict=True):
+        _, inside, beyond = axes.lines
+        shown = np.concatenate([inside.get_xdata(), beyond.get_xdata()])
+        np.testing.assert_allclose(np.sort(shown), np.sort(expected.detach()), rtol=1e-4, atol=1e-4)
+        low, high = axes.get_ylim()
+        within = (answered >= low) & (answered <= high)
+        np.testing.assert_allclose(inside.get_ydata(), answered[within], rtol=1e-4, atol=1e-4)
+        rmse = float((answered - expected.detach()).square().mean().sqrt())
+        assert axes.texts[0].get_text() == f"RMSE {rmse:.3g}"
+
+
+def test_errors_count_every_sample(
+    plain_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    report("errors").draw(plain_runs, tmp_path)
+    ((_, figure),) = drawn
+    assert [axes.get_title() for axes in panels(figure)] == ["f", "df/dx", "df/dy"]
+    for axes in panels(figure):
+        steps = axes.patches
+        assert [step.get_label() for step in steps] == ["regular", "sobolev"]
+        for step in steps:
+            assert step.get_data().values.sum() == pytest.approx(1.0)
+
+
+def test_profiles_follow_the_function_along_each_input(
+    plain_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    report("profiles", grid=9).draw(plain_runs, tmp_path)
+    ((_, figure),) = drawn
+    middle, low, high = np.array([1.25, 0.5]), (-1.5, -3.0), (4.0, 4.0)
+    upper, lower = panels(figure)[:2], panels(figure)[2:]
+    assert [axes.get_title(loc="left") for axes in lower] == ["df/dx", "df/dy"]
+    for i in range(2):
+        points = torch.tensor(np.tile(middle, (9, 1)))
+        points[:, i] = torch.linspace(low[i], high[i], 9)
+        points.requires_grad_()
+        value = FUNCTIONS["mccormick"].value(points)
+        (gradient,) = torch.autograd.grad(value.sum(), points)
+        for axes, expected in ((upper[i], value.detach()), (lower[i], gradient[:, i])):
+            *students, target = axes.lines
+            assert [line.get_label() for line in students] == ["regular", "sobolev"]
+            np.testing.assert_allclose(target.get_ydata(), expected, rtol=1e-4, atol=1e-4)
+            answered = [
+                load(r.directory)(points.detach().float()) for r in plain_runs if r.variant == "sobolev"
+            ]  # fmt: skip
+            shown = [jet.value[:, 0] if axes is upper[i] else jet[("x",)][:, 0, i] for jet in answered]
+            median = np.median(np.stack(shown), axis=0)
+            np.testing.assert_allclose(students[1].get_ydata(), median, rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_numbers_are_left_out() -> None:
+    target = np.array([1.0, np.nan, 3.0])
+    quantity = heldout._quantity("f", target, np.array([1.5, 2.5, 3.5]))
+    assert quantity.target.tolist() == [1, 3] and quantity.student.tolist() == [1.5, 3.5]
+
+
+@pytest.mark.parametrize(("output", "x", "label"), [
+    ("f", "x", "df/dx"),
+    ("p [bar]", "T [K]", "dp/dT [bar/K]"),
+    ("f", "T [K]", "df/dT [1/K]"),
+    ("p [bar]", "x", "dp/dx [bar]"),
+])  # fmt: skip
+def test_units_of_partials(output: str, x: str, label: str) -> None:
+    assert heldout.partial(output, x) == label
+
+
+def test_labels() -> None:
+    assert style.split_label("sobolev,target=booth,train=20") == ("sobolev", {"target": "booth", "train": "20"})
+    assert style.split_label("default") == ("default", {})
+    assert style.in_order(["100", "20", "100", "3"]) == ["3", "20", "100"]
+    assert style.in_order(["b", "a"]) == ["b", "a"]
+    assert style.cell_name({"target": "booth", "train": "20"}) == "booth, train 20"
+    assert style.metric_labels(["test/function/d/dx", "return"]) == {
+        "test/function/d/dx": "test error of d/dx", "return": "return",
+    }  # fmt: skip
+    assert style.metric_labels(["test/a/value", "test/b/value"])["test/b/value"] == "test error of value (b)"
+
+
+def test_reports_without_their_records_draw_nothing(plain_runs: list[RunRecord], tmp_path: Path) -> None:
+    bare = [RunRecord(r.variant, r.seed, tmp_path, r.config, r.status, r.summary) for r in plain_runs]
+    for name in ("surface", "parity", "errors", "profiles", "curves"):
+        assert report(name).draw(bare, tmp_path) == []
+    assert report("bars", metrics=["not there"]).draw(bare, tmp_path) == []
