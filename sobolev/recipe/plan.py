@@ -97,6 +97,15 @@ def _vary(run: Document, dotted: str, value: Any, mark: Mark, problems: Problems
         _set(run, dotted, value, mark, problems)
 
 
+def load_options(overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the options of a component that ``a.b=value`` texts give."""
+    document = Document({})
+    for text in overrides:
+        dotted, value = _override(text)
+        document.set(dotted, value, Mark(f"--set {dotted}"))
+    return document.data
+
+
 def _set(document: Document, dotted: str, value: Any, mark: Mark, problems: Problems) -> None:
     """Set a field; note what is wrong with its path."""
     try:

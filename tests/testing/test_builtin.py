@@ -1,0 +1,82 @@
+"""Every built-in component does what its kind must do: one line each."""
+
+from __future__ import annotations
+
+from sobolev.host import default_host
+from sobolev.testing import (
+    KINDS,
+    EstimatorSuite,
+    ObjectiveSuite,
+    ReportSuite,
+    StudentSuite,
+    Suite,
+    TargetSuite,
+    TrackerSuite,
+)
+
+
+class TestTargets(TargetSuite):
+    components = [
+        {"use": "ackley", "train": 8, "test": 4, "validation": 4, "dimension": 3},
+        {"use": "beale", "train": 8, "test": 4},
+        {"use": "booth", "train": 8, "test": 4, "sampling": "sobol"},
+        {"use": "bukin", "train": 8, "test": 4},
+        {"use": "mccormick", "train": 8, "test": 4, "sampling": "latin-hypercube"},
+        {"use": "rosenbrock", "train": 8, "test": 4},
+        {"use": "styblinski-tang", "train": 8, "test": 4},
+    ]
+
+
+class TestEstimators(EstimatorSuite):
+    components = [
+        "exact",
+        {"use": "projected", "probes": 2},
+        {"use": "projected", "side": "input"},
+        {"use": "projected", "side": "input", "last": "contracted", "probes": 2},
+        {"use": "projected", "side": "output", "orthogonal": True, "probes": 2},
+        {"use": "finite-difference", "of": "exact"},
+        {"use": "finite-difference", "of": {"use": "projected", "side": "input"}, "scheme": "complex-step"},
+    ]
+
+
+class TestStudents(StudentSuite):
+    components = ["mlp", {"use": "mlp", "hidden": [8], "activation": "tanh"}, "null"]
+
+
+class TestObjectives(ObjectiveSuite):
+    components = [
+        "sobolev",
+        {"use": "sobolev", "value": {"loss": "l1", "weight": 3}, "derivatives": [{"loss": "huber", "weight": 0.5}]},
+        {"use": "sobolev", "value": {"loss": "norm", "weight": 0}, "derivatives": [{"order": 2, "reduce": "mean"}]},
+        {"use": "sobolev", "head": "log-softmax", "value": "kl-student-teacher", "derivatives": ["norm"]},
+        {"use": "sobolev", "head": "log-softmax", "value": "kl-teacher-student", "derivatives": []},
+        {"use": "sobolev", "head": "log-loss", "value": "l1", "derivatives": [{"input": "x"}, {"order": 2}]},
+    ]
+
+
+class TestTrackers(TrackerSuite):
+    components = ["console"]
+
+
+class TestReports(ReportSuite):
+    components = ["surface", "bars", "curves"]
+
+
+SUITES: dict[str, type[Suite]] = {
+    "target": TestTargets,
+    "estimator": TestEstimators,
+    "student": TestStudents,
+    "objective": TestObjectives,
+    "tracker": TestTrackers,
+    "report": TestReports,
+}
+
+
+def test_no_built_in_component_is_left_out() -> None:
+    """Components that need files of their own are in suites beside those (``also`` below says where)."""
+    also: dict[str, set[str]] = {}
+    for kind in KINDS:
+        named = {c if isinstance(c, str) else c["use"] for c in SUITES[kind].components}  # type: ignore[index]
+        entries = default_host().registry.entries[kind].values()
+        built_in = {entry.name for entry in entries if entry.plugin.startswith("sobolev ")}
+        assert named | also.get(kind, set()) == built_in, kind
