@@ -118,7 +118,10 @@ def timm_classifier(
 
 def methods_report(
     *,
-    split: Annotated[Literal["train", "validation", "test"], Field(description="on which accuracy is shown")] = "test",
+    split: Annotated[
+        Literal["auto", "train", "validation", "test"],
+        Field(description="on which accuracy is shown; auto: test where it was measured, else validation, else train"),
+    ] = "auto",
 ) -> Report:
     """Accuracy of every method with bands over seeds, cosines of gradients, and a table like the paper's Table 1."""
     from sobolev_synthetic_gradients.report import MethodsReport

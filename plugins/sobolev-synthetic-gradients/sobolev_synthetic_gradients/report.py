@@ -16,23 +16,30 @@ from sobolev.builtin.reports.style import colours, save
 from sobolev.rundir import read_metrics
 
 _REFERENCE = "backprop"
+_SPLITS = ("test", "validation", "train")
+_TICKS = (0, 50, 80, 90, 95, 98, 99, 100)
 
 
 class MethodsReport(Report):
     """A figure with bands over seeds, and a table in the shape of the paper's Table 1.
 
     Args:
-        split: on which the network was evaluated.
+        split: on which accuracy is shown; ``auto``: test where it was measured, else validation, else train.
     """
 
     name: ClassVar[str] = "synthetic-gradients"
 
     def __init__(self, split: str) -> None:
+        self.wanted = split
         self.split = split
 
     def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
         """Draw ``synthetic-gradients.png`` and write ``table1.md``."""
-        finished = [run for run in runs if run.status == "finished" and self._top(1) in run.summary]
+        finished = [run for run in runs if run.status == "finished"]
+        if self.wanted == "auto":
+            there = (split for split in _SPLITS if any(f"{split}/top-1" in run.summary for run in finished))
+            self.split = next(there, "test")
+        finished = [run for run in finished if self._top(1) in run.summary]
         methods = list(dict.fromkeys(run.variant for run in finished))
         if not methods:
             return []
@@ -44,7 +51,10 @@ class MethodsReport(Report):
         left.set(
             xlabel="step", ylabel=f"top-1 accuracy, {self.split} (%)", title="main network: median and range of seeds"
         )
-        left.legend(frameon=False, fontsize=9, loc="lower right")
+        _spread_near_100(left)
+        figure.legend(
+            *left.get_legend_handles_labels(), frameon=False, fontsize=9, loc="outside lower center", ncols=len(methods)
+        )
         self._cosines(right, finished, [m for m in methods if self._measured(finished, m)], palette)
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
@@ -105,6 +115,17 @@ class MethodsReport(Report):
             cells = [_cell(_values(runs, method, self._top(k))) for method in methods]
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
         return "\n".join(lines) + "\n"
+
+
+def _spread_near_100(axes: Axes) -> None:
+    """Scale an axis of percentages by the logarithm of what is missing to 101, so that good methods lie apart."""
+    low, high = axes.get_ylim()
+    if high < 90:
+        return
+    axes.set_yscale("function", functions=(lambda a: -np.log10(np.clip(101 - a, 0.1, None)), lambda u: 101 - 10.0**-u))
+    low, high = max(0.0, low), min(100.0, high)
+    axes.set_ylim(low, high)
+    axes.set_yticks([tick for tick in _TICKS if low <= tick <= high])
 
 
 def _values(runs: Sequence[RunRecord], method: str, metric: str) -> NDArray[Any]:

@@ -123,7 +123,7 @@ def test_digits_recipe_runs_every_arm(tmp_path: Path) -> None:
     assert table.code == 0 and all(arm in table.text for arm in ARMS), table.text
 
 
-@pytest.mark.parametrize("name", ["digits-noise", "choices", "fit", "cifar-shaped"])
+@pytest.mark.parametrize("name", ["digits-deep", "choices", "fit", "cifar-shaped"])
 def test_other_recipes_are_valid(name: str) -> None:
     done = sobolev("validate", str(ROOT / f"recipes/synthetic-gradients/{name}.yaml"))
     assert done.code == 0, done.text

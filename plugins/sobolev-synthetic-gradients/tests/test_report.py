@@ -41,3 +41,13 @@ def test_table_has_a_column_per_method_and_the_reference_in_front(tmp_path: Path
 
 def test_nothing_is_drawn_where_nothing_was_measured(tmp_path: Path) -> None:
     assert MethodsReport("validation").draw([record(tmp_path, "critic", 0, 0.7, 0.3)], tmp_path / "figures") == []
+
+
+def test_the_split_that_was_measured_is_shown(tmp_path: Path) -> None:
+    drawn = MethodsReport("auto").draw([record(tmp_path, "critic", 0, 0.95, 0.3)], tmp_path / "figures")
+    assert "| Top 1 | 95.0% |" in drawn[1].read_text()
+    summary = {"validation/top-1": 0.5}
+    directory = tmp_path / "critic/seed-0"
+    (directory / "metrics.jsonl").write_text(json.dumps({"step": 1, **summary}))
+    drawn = MethodsReport("auto").draw([RunRecord("critic", 0, directory, {}, "finished", summary)], tmp_path)
+    assert "| Top 1 | 50.0% |" in drawn[1].read_text()
