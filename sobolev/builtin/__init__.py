@@ -40,3 +40,11 @@ def register_tracker(register: Register) -> None:
 def register_report(register: Register) -> None:
     """Offer the built-in reports."""
     reports.reports(register)
+
+
+@hookimpl
+def register_command(register: Register) -> None:
+    """Offer the built-in commands that are about components of their own."""
+    register(
+        "check-data", "sobolev.builtin.check_data:check_data", summary="Compare partials with neighbouring values."
+    )

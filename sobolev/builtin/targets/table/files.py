@@ -66,12 +66,12 @@ class Chunk:
 
     Attributes:
         start: number of the first row, from 0.
-        numbers: ``(rows, columns)`` float64, NaN where nothing is recorded.
+        numbers: ``(rows, columns)``, NaN where nothing is recorded; infinite also where the type is too small.
         texts: cells of the text columns, by name.
     """
 
     start: int
-    numbers: NDArray[np.float64]
+    numbers: NDArray[Any]
     texts: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -91,8 +91,10 @@ class TableFile:
         self.units: dict[str, str] = {}
         self.arrays: dict[str, list[str]] = {}
 
-    def chunks(self, numbers: Sequence[str], texts: Sequence[str], faults: Faults) -> Iterator[Chunk]:
-        """Yield all rows in order; unreadable cells are noted and stand as NaN."""
+    def chunks(
+        self, numbers: Sequence[str], texts: Sequence[str], kind: np.dtype[Any], faults: Faults
+    ) -> Iterator[Chunk]:
+        """Yield all rows in order, as numbers of a kind; unreadable cells are noted and stand as NaN."""
         raise NotImplementedError
 
     def most_rows(self) -> int:
@@ -168,7 +170,9 @@ class _Csv(TableFile):
         start, line = next(pair for pair in reversed(self._lines) if pair[0] <= row)
         return f"{self.file}:{line + row - start}"
 
-    def chunks(self, numbers: Sequence[str], texts: Sequence[str], faults: Faults) -> Iterator[Chunk]:
+    def chunks(
+        self, numbers: Sequence[str], texts: Sequence[str], kind: np.dtype[Any], faults: Faults
+    ) -> Iterator[Chunk]:
         """Yield all rows in order."""
         width = len(self.names)
         self._lines = [(0, 2)]
@@ -190,18 +194,24 @@ class _Csv(TableFile):
                         cells = (cells + [""] * width)[:width]
                     rows.append(cells)
                     if len(rows) == CHUNK:
-                        yield self._chunk(start, rows, numbers, texts, faults)
+                        yield self._chunk(start, rows, numbers, texts, kind, faults)
                         start, rows = start + len(rows), []
             except (csv.Error, UnicodeDecodeError) as error:
                 raise DataError(f"{self.file}:{reader.line_num + 1}: cannot be read as text: {error}") from None
             if rows:
-                yield self._chunk(start, rows, numbers, texts, faults)
+                yield self._chunk(start, rows, numbers, texts, kind, faults)
 
     def _chunk(
-        self, start: int, rows: list[list[str]], numbers: Sequence[str], texts: Sequence[str], faults: Faults
+        self,
+        start: int,
+        rows: list[list[str]],
+        numbers: Sequence[str],
+        texts: Sequence[str],
+        kind: np.dtype[Any],
+        faults: Faults,
     ) -> Chunk:
         columns = list(zip(*rows, strict=True))
-        found = np.empty((len(rows), len(numbers)))
+        found = np.empty((len(rows), len(numbers)), dtype=kind)
         for j, name in enumerate(numbers):
             found[:, j] = _parsed(self, name, columns[self.names.index(name)], start, faults)
         return Chunk(start, found, {name: [c.strip() for c in columns[self.names.index(name)]] for name in texts})
@@ -245,7 +255,7 @@ class _Parquet(TableFile):
         except ImportError:
             raise DataError(f"{file}: Parquet needs pyarrow: pip install 'sobolev[tables]'") from None
         try:
-            self._file = pq.ParquetFile(file, memory_map=True, pre_buffer=False)
+            self._file = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{file}: not a Parquet file: {str(error).splitlines()[0]}") from None
         schema = self._file.schema_arrow
@@ -260,28 +270,32 @@ class _Parquet(TableFile):
         """Return the number of rows."""
         return int(self._file.metadata.num_rows)
 
-    def chunks(self, numbers: Sequence[str], texts: Sequence[str], faults: Faults) -> Iterator[Chunk]:
+    def chunks(
+        self, numbers: Sequence[str], texts: Sequence[str], kind: np.dtype[Any], faults: Faults
+    ) -> Iterator[Chunk]:
         """Yield all rows in order."""
         import pyarrow as pa
 
         raw = [self._raw[self.names.index(name)] for name in (*numbers, *texts)]
         wanted = list(dict.fromkeys(raw))
         for name, column in zip((*numbers, *texts), raw, strict=True):
-            kind = self._file.schema_arrow.field(column).type
-            if pa.types.is_nested(kind) or pa.types.is_temporal(kind) or pa.types.is_binary(kind):
-                faults.add(f"{self.file}: column {name!r} holds {kind}, not one number per row")
+            held = self._file.schema_arrow.field(column).type
+            if pa.types.is_nested(held) or pa.types.is_temporal(held) or pa.types.is_binary(held):
+                faults.add(f"{self.file}: column {name!r} holds {held}, not one number per row")
         if faults.messages:
             return
         start = 0
         try:
             for batch in self._file.iter_batches(batch_size=CHUNK, columns=wanted, use_threads=False):
-                found = np.empty((batch.num_rows, len(numbers)))
+                found = np.empty((batch.num_rows, len(numbers)), dtype=kind)
                 for j, name in enumerate(numbers):
                     column = batch.column(wanted.index(raw[j]))
                     if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
                         found[:, j] = _parsed(self, name, column.to_pylist(), start, faults)
                     else:
-                        found[:, j] = column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
+                        if not pa.types.is_floating(column.type):
+                            column = column.cast(pa.float64(), safe=False)
+                        found[:, j] = column.to_numpy(zero_copy_only=False)
                 cells = {
                     name: ["" if c is None else str(c) for c in batch.column(wanted.index(column)).to_pylist()]
                     for name, column in zip(texts, raw[len(numbers) :], strict=True)
@@ -342,7 +356,9 @@ class _Npz(TableFile):
                     faults.add(f"{self.file}: array {name!r} cannot be read: {error}")
         return found
 
-    def chunks(self, numbers: Sequence[str], texts: Sequence[str], faults: Faults) -> Iterator[Chunk]:
+    def chunks(
+        self, numbers: Sequence[str], texts: Sequence[str], kind: np.dtype[Any], faults: Faults
+    ) -> Iterator[Chunk]:
         """Yield all rows in order."""
         found = self._read(dict.fromkeys(self._columns[name][0] for name in (*numbers, *texts)), faults)
         lengths = {name: len(array) for name, array in found.items()}
@@ -354,7 +370,7 @@ class _Npz(TableFile):
         rows = next(iter(lengths.values()), 0)
         for start in range(0, rows, CHUNK):
             stop = min(rows, start + CHUNK)
-            block = np.empty((stop - start, len(numbers)))
+            block = np.empty((stop - start, len(numbers)), dtype=kind)
             for j, name in enumerate(numbers):
                 array, position = self._columns[name]
                 cells = found[array][start:stop].reshape(stop - start, -1)[:, position]

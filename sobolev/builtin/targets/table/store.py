@@ -24,10 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sobolev.builtin.targets.table.columns import Columns
-from sobolev.builtin.targets.table.files import Faults, TableFile
+from sobolev.builtin.targets.table.files import Chunk, Faults, TableFile
 from sobolev.errors import DataError
 
 _FORMAT = "1"  # of the cache; change it when its files change
+_RESIDENT = 2  # times the memory that rows may take is what may stay mapped; giving pages back costs time
 _PAGES = 64 * 1024  # bytes that the kernel maps around a page that is touched
 
 
@@ -97,10 +98,11 @@ class _Mapped(Store):
 
     def take(self, rows: NDArray[np.int64]) -> Tensor:
         found = torch.from_numpy(np.take(self._rows, rows, axis=0))
-        self._touched += len(rows) * _PAGES
-        if self._touched > self._resident and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-            self._touched = 0
+        if len(self._map) > self._resident and hasattr(self._map, "madvise"):
+            self._touched += len(rows) * _PAGES
+            if self._touched > self._resident:
+                self._map.madvise(mmap.MADV_DONTNEED)
+                self._touched = 0
         return found
 
 
@@ -113,7 +115,7 @@ def open_store(
         table: the file.
         columns: what is read of it.
         dtype: float32 or float64.
-        memory: bytes up to which rows stay in memory; also the bound of pages that stay mapped.
+        memory: bytes up to which rows stay in memory; twice as many pages of a file may stay mapped.
         cache: folder for larger tables.
         faults: where cells that cannot be read are noted.
 
@@ -134,7 +136,7 @@ def open_store(
 
 def _open(folder: Path, columns: Columns, kind: np.dtype[Any], memory: int, digest: str) -> Store:
     summary = Summary(**json.loads((folder / "summary.json").read_text()))
-    return _Mapped(folder, len(columns.numbers), kind, memory, summary, digest)
+    return _Mapped(folder, len(columns.numbers), kind, _RESIDENT * memory, summary, digest)
 
 
 def _digest(table: TableFile, columns: Columns, kind: np.dtype[Any]) -> str:
@@ -143,6 +145,16 @@ def _digest(table: TableFile, columns: Columns, kind: np.dtype[Any]) -> str:
     what = json.dumps([_FORMAT, columns.numbers, columns.label, kind.name, table.file.suffix.lower()])
     content.update(what.encode())
     return content.hexdigest()
+
+
+def _quietly(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+    """Yield chunks without warnings of numbers that float32 cannot hold: they are told as problems of their cells."""
+    while True:
+        with np.errstate(over="ignore"):
+            chunk = next(chunks, None)
+        if chunk is None:
+            return
+        yield chunk
 
 
 @contextmanager
@@ -178,22 +190,21 @@ class _Builder:
         stream = None
         try:
             label = () if self.columns.label is None else (self.columns.label,)
-            for chunk in self.table.chunks(self.columns.numbers, label, faults):
-                with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and told as such
-                    numbers = chunk.numbers.astype(self.kind)
-                self._look(chunk.start, chunk.numbers, numbers, faults)
+            for chunk in _quietly(self.table.chunks(self.columns.numbers, label, self.kind, faults)):
+                numbers = chunk.numbers
+                self._look(chunk.start, numbers, faults)
                 if label:
                     self._code(chunk.texts[label[0]])
                 if stream is None and folder is not None and self._size() > self.memory:
                     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix="making-"))
                     stream = (work / "rows.bin").open("wb")
                     for part in held:
-                        stream.write(part.tobytes())
+                        stream.write(part.data)
                     held.clear()
                 if stream is None:
                     held.append(numbers)
                 else:
-                    stream.write(numbers.tobytes())
+                    stream.write(numbers.data)
             self._finish(faults)
             codes = np.concatenate(self._codes) if self._codes else None
             if stream is None or work is None or folder is None:
@@ -218,24 +229,27 @@ class _Builder:
     def _size(self) -> int:
         return self.summary.rows * len(self.columns.numbers) * self.kind.itemsize
 
-    def _look(self, start: int, given: NDArray[np.float64], kept: NDArray[Any], faults: Faults) -> None:
+    def _look(self, start: int, kept: NDArray[Any], faults: Faults) -> None:
         """Count what is missing, note infinities, take extremes."""
         names = self.columns.numbers
         self.summary.rows = start + len(kept)
+        low, high = np.fmin.reduce(kept), np.fmax.reduce(kept)  # NaN only where all is missing
+        self._low, self._high = np.fmin(self._low, low), np.fmax(self._high, high)
+        if np.isinf(low).any() or np.isinf(high).any():
+            for row, column in np.argwhere(np.isinf(kept)):
+                text = "an infinite number" + (", or one too large for float32" if self.kind.itemsize == 4 else "")
+                faults.cell(self.table.place(start + int(row)), names[column], text)
         missing = np.isnan(kept)
         self._missing += missing.sum(axis=0)
-        for row, column in np.argwhere(np.isinf(kept)):
-            number = given[row, column]
-            reason = "is not finite" if np.isinf(number) else f"is too large for {self.kind.name}"
-            faults.cell(self.table.place(start + int(row)), names[column], f"{number:g} {reason}")
-        self._low = np.fmin(self._low, np.where(missing, np.inf, kept).min(axis=0))
-        self._high = np.fmax(self._high, np.where(missing, -np.inf, kept).max(axis=0))
+        if self.columns.weight is not None:
+            for row in np.flatnonzero(kept[:, -1] < 0):
+                faults.cell(self.table.place(start + int(row)), names[-1], f"the weight {kept[row, -1]:g} is negative")
+        if not missing.any():
+            return
         d, m = len(self.columns.inputs), len(self.columns.outputs)
         needed = missing[:, :d].any(axis=1)
         if self.columns.weight is not None:
             needed |= missing[:, -1]
-            for row in np.flatnonzero(kept[:, -1] < 0):
-                faults.cell(self.table.place(start + int(row)), names[-1], f"the weight {kept[row, -1]:g} is negative")
         self.summary.incomplete += (start + np.flatnonzero(needed)).tolist()
         answers = missing[:, d : d + m + len(self.columns.partials)]
         self.summary.empty += (start + np.flatnonzero(answers.all(axis=1))).tolist()

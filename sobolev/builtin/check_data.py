@@ -1,0 +1,272 @@
+"""``sobolev check-data``: do partials agree with the values of their neighbours, before anything is trained?"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from sobolev.errors import DataError, RecipeError
+
+if TYPE_CHECKING:
+    from sobolev.builtin.targets.table.columns import Columns, Partials
+    from sobolev.builtin.targets.table.diagnose import Diagnosis, Samples
+    from sobolev.builtin.targets.table.files import TableFile
+    from sobolev.recipe.plan import RunPlan
+
+_ROWS = 200_000  # of a larger table a random part is looked at
+_ANSWERS = 2000  # samples that are asked of a target that is no table
+_PATTERNS = ("d{output}/d{input}", "d{output}_d{input}", "d{output}d{input}", "{output}_{input}")
+
+
+@click.command("check-data")
+@click.argument("what", metavar="RECIPE|FILE", type=click.Path(path_type=Path))
+@click.option("--inputs", help="Columns of a FILE that are inputs, with commas between; patterns such as 'x*'.")
+@click.option("--values", help="Columns of a FILE that are values.")
+@click.option("--partials", help="Pattern of a FILE's partials, such as 'd{output}/d{input}'.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=VALUE", help="Change a field of the recipe.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def check_data(
+    ctx: click.Context,
+    what: Path,
+    inputs: str | None,
+    values: str | None,
+    partials: str | None,
+    overrides: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Compare the partials of a RECIPE's data, or of a FILE, with what neighbouring values say.
+
+    Finds wrong signs, swapped columns, wrong units, partials by scaled inputs, constant or missing columns, and equal
+    inputs with different numbers. Roles of a FILE's columns are guessed from their names where they are not given.
+
+    The exit code is 0 if nothing is wrong, else 2.
+    """
+    from sobolev.builtin.targets.table.diagnose import diagnose
+
+    if what.suffix.lower() in (".yaml", ".yml"):
+        cases = list(_of_recipe(ctx, what, overrides))
+    else:
+        cases = [(str(what), _of_file(what, inputs, values, partials))]
+    wrong = 0
+    reports = []
+    for name, samples in cases:
+        diagnosis = diagnose(samples)
+        wrong += len(diagnosis.problems)
+        if as_json:
+            reports.append(_plain(name, samples, diagnosis))
+        else:
+            _show(name, samples, diagnosis)
+    if as_json:
+        click.echo(json.dumps(reports, indent=1))
+    ctx.exit(2 if wrong else 0)
+
+
+# -- what is read ------------------------------------------------------------------------------------------------------
+
+
+def _of_file(file: Path, inputs: str | None, values: str | None, partials: str | None) -> Samples:
+    from sobolev.builtin.targets.table.columns import assign
+    from sobolev.builtin.targets.table.files import Faults, open_table
+
+    table, faults = open_table(file), Faults()
+    if inputs is None or values is None or partials is None:
+        found = _guess(table, partials)
+        if found is None:
+            raise DataError(
+                f"{file}: no columns are named like partials ({', '.join(_PATTERNS[:3])}); say what is what: "
+                f"--inputs a,b --values u --partials 'd{{output}}/d{{input}}'. Columns: {', '.join(table.names)}"
+            )
+        guessed_inputs, guessed_values, partials = found
+        inputs, values = inputs or ",".join(guessed_inputs), values or ",".join(guessed_values)
+    columns = assign(table, _names(inputs), _names(values), partials, None, None, faults)
+    faults.raise_any()
+    return _read(table, columns)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _guess(table: TableFile, pattern: str | None) -> tuple[list[str], list[str], str] | None:
+    """Return inputs, values and the pattern that the names of the partials follow, or None."""
+    for tried in _PATTERNS if pattern is None else (pattern,):
+        expression = re.escape(tried)
+        for place in ("output", "input"):
+            expression = expression.replace(rf"\{{{place}\}}", f"(?P<{place}>.+)", 1)
+        try:
+            matches = [re.fullmatch(expression, name) for name in table.names]
+        except re.error:
+            return None
+        pairs = [match.groupdict() for match in matches if match]
+        pairs = [p for p in pairs if p.get("input") in table.names and p.get("output") in table.names]
+        if pairs:
+            inputs, outputs = {p["input"] for p in pairs}, {p["output"] for p in pairs}
+            return [n for n in table.names if n in inputs], [n for n in table.names if n in outputs], tried
+    return None
+
+
+def _read(table: TableFile, columns: Columns) -> Samples:
+    """Read up to `_ROWS` rows, in float64."""
+    import numpy as np
+
+    from sobolev.builtin.targets.table.diagnose import Samples
+    from sobolev.builtin.targets.table.files import Faults
+
+    if not columns.partials:
+        raise DataError(f"{table.file}: no partials are named; there is nothing to compare")
+    faults = Faults()
+    random = np.random.default_rng(0)
+    share = min(1.0, _ROWS / max(1, table.most_rows()))
+    parts, rows = [], []
+    for chunk in table.chunks(columns.numbers, (), np.dtype(np.float64), faults):
+        chosen = np.flatnonzero(random.random(len(chunk.numbers)) < share)
+        parts.append(chunk.numbers[chosen])
+        rows.append(chunk.start + chosen)
+    faults.raise_any()
+    if not parts:
+        raise DataError(f"{table.file}: there are no rows below the header")
+    numbers, of_row = np.concatenate(parts), np.concatenate(rows)
+    d, m = len(columns.inputs), len(columns.outputs)
+    usable = np.isfinite(numbers[:, :d]).all(axis=1)
+    numbers, of_row = numbers[usable], of_row[usable]
+    partials = np.full((len(numbers), m, d), np.nan)
+    for column, (o, i) in enumerate(columns.partials):
+        partials[:, o, i] = numbers[:, d + m + column]
+    return Samples(
+        numbers[:, :d], numbers[:, d : d + m], partials, columns.inputs, columns.outputs, columns.partials,
+        lambda row: table.place(int(of_row[row])).removeprefix(f"{table.file}").lstrip(", :") or "?",
+    )  # fmt: skip
+
+
+def _of_recipe(ctx: click.Context, recipe: Path, overrides: Sequence[str]) -> Iterator[tuple[str, Samples]]:
+    """Yield the data of every different target of a recipe."""
+    from sobolev.cli import host_of
+    from sobolev.recipe.plan import load_plans
+
+    registry = host_of(ctx).registry
+    seen: list[Mapping[str, Any]] = []
+    for plan in load_plans(recipe, registry, overrides):
+        spec = plan.recipe.target
+        while isinstance(spec.get("of"), Mapping):  # an ensemble
+            spec = spec["of"]
+        roles = {
+            k: v for k, v in spec.items() if spec["use"] != "table" or k in ("file", "inputs", "values", "partials")
+        }
+        if roles in seen:
+            continue
+        seen.append(roles)
+        name = f"{recipe}, {spec['use']}" + (f" {spec['file']}" if "file" in spec else "")
+        if spec["use"] == "table":
+            yield name, _of_table(plan, spec)
+        else:
+            yield name, _of_target(plan, registry, spec["use"])
+
+
+def _of_table(plan: RunPlan, spec: Mapping[str, Any]) -> Samples:
+    from sobolev.builtin.targets.table.columns import assign
+    from sobolev.builtin.targets.table.files import Faults, open_table
+
+    file = Path(spec["file"]).expanduser()
+    table, faults = open_table(file if file.is_absolute() else plan.file.parent / file), Faults()
+    partials: Partials = spec.get("partials")
+    columns = assign(table, spec["inputs"], spec["values"], partials, None, None, faults)
+    faults.raise_any()
+    return _read(table, columns)
+
+
+def _of_target(plan: RunPlan, registry: Any, name: str) -> Samples:
+    """Ask a target that answers jets for its training samples."""
+    import torch
+
+    from sobolev.build import answers, build
+    from sobolev.builtin.targets.table.diagnose import Samples
+    from sobolev.distributed import World
+    from sobolev.vocabulary import Batch, Probe
+
+    plan.recipe.dtype = "float64"
+    experiment = build(plan, registry, World(torch.device("cpu")), smoke=True)
+    target = experiment.target
+    try:
+        if not answers(target) or target.needs or len(experiment.sites) != 1:
+            raise RecipeError(
+                f"{plan.file}: the target {name!r} brings no partials of its own to compare with its values; what it "
+                "is differentiated by is right or wrong for other reasons"
+            )
+        ((site, where),) = experiment.sites.items()
+        if len(where.differentiate) != 1 or len(where.inputs[where.differentiate[0]]) != 1:
+            raise RecipeError(f"{plan.file}: the target {name!r}: only one vector of inputs with partials is compared")
+        key = (where.differentiate[0],)
+        ids = torch.arange(min(_ANSWERS, target.size("train")))
+        points = target.points(Batch("train", ids, target.load("train", ids)), training=False)
+        jet = target.answer(points, {site: Probe.full((key,))}, None)[site]
+        axes = target.axes(site)
+    finally:
+        target.close()
+    x, y, partials = points[site].inputs[key[0]].numpy(), jet.value.numpy().copy(), jet[key].numpy().copy()
+    for numbers, mask in ((y, jet.known.get(())), (partials, jet.known.get(key))):
+        if mask is not None:
+            numbers[~mask.numpy()] = float("nan")
+    inputs = list(axes.inputs) if axes else [f"x{i}" for i in range(x.shape[1])]
+    outputs = list(axes.outputs) if axes else [f"y{i}" for i in range(y.shape[1])]
+    columns = {(o, i): f"d{b}/d{a}" for o, b in enumerate(outputs) for i, a in enumerate(inputs)}
+    return Samples(x, y, partials, inputs, outputs, columns, lambda row: f"training sample {row}")
+
+
+# -- what is said ------------------------------------------------------------------------------------------------------
+
+_VERDICTS = {
+    "agrees": "[green]agrees[/]", "undecided": "[yellow]cannot be told[/]", "sign": "[red]wrong sign[/]",
+    "factor": "[red]wrong unit or factor[/]", "swapped": "[red]swapped[/]", "constant": "[red]constant[/]",
+    "scaled-inputs": "[red]scaled[/]", "scaled-values": "[red]scaled[/]", "unrelated": "[red]unrelated[/]",
+}  # fmt: skip
+
+
+def _show(name: str, samples: Samples, diagnosis: Diagnosis) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(
+        f"[bold]{escape(name)}[/]: {len(samples.x):,} samples, {len(samples.inputs)} inputs, {len(samples.outputs)} "
+        f"values, {len(samples.columns)} partials"
+    )
+    made = Table(box=None, padding=(0, 2))
+    made.add_column("partials")
+    made.add_column("slope of values / partial", justify="right")
+    made.add_column("")
+    for agreement in diagnosis.agreements:
+        known = agreement.coefficient == agreement.coefficient
+        shown = f"{agreement.coefficient:.4g} ± {agreement.error:.1g}" if known else ""
+        made.add_row(escape(agreement.column), shown, _VERDICTS.get(agreement.verdict, agreement.verdict))
+    if made.row_count:
+        console.print(made)
+    for finding in diagnosis.findings:
+        console.print(f"{'note' if finding.note else '[red]wrong[/]'}: {escape(finding.message)}")
+    if not diagnosis.problems:
+        console.print("nothing wrong was found")
+
+
+def _plain(name: str, samples: Samples, diagnosis: Diagnosis) -> dict[str, Any]:
+    def number(value: float) -> float | None:
+        return float(value) if value == value else None
+
+    return {
+        "data": name,
+        "samples": len(samples.x),
+        "explained": {output: number(share) for output, share in diagnosis.share.items()},
+        "partials": [
+            {"column": a.column, "coefficient": number(a.coefficient), "error": number(a.error), "verdict": a.verdict}
+            for a in diagnosis.agreements
+        ],
+        "findings": [
+            {"kind": f.kind, "column": f.column, "message": f.message, "problem": not f.note}
+            for f in diagnosis.findings
+        ],
+    }
