@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,7 @@ class Program:
                 present.append(read[0] + read[1])
             else:
                 present.append(node.operation.value(read[0], [tensors[i] for i in node.operation.tensors])[0])
-        return max(value[0].numel() for value in present), present[-1].shape[1]
+        return max(math.prod(value.shape[1:]) for value in present), present[-1].shape[1]
 
 
 def recognise(module: nn.Module) -> Program:
