@@ -155,7 +155,7 @@ class PolicySource:
             return spread
 
         score = evaluate(play, self.environment, episodes=self.episodes, sticky=self.sticky, seed=context.seed + 20_000)
-        if self.gif and context.output is not None:
+        if self.gif and context.output is not None and context.world.first:
             film(play, self.environment, context.output / "figures" / "play.gif", sticky=self.sticky)
         found = {"score": score.mean, "score-spread": score.spread, "score-episodes": float(self.episodes)}
         if "return_mean" in self.teacher.card:

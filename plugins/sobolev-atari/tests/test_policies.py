@@ -17,6 +17,7 @@ from sobolev_atari.store import Store
 from sobolev_atari.teachers import frozen, write_teacher
 
 from sobolev import HEADS, Batch, Context, DataError, SobolevError
+from sobolev.distributed import World
 
 CARTPOLE = TeachSettings(
     environment="CartPole-v1",
@@ -33,7 +34,7 @@ def context(tmp_path: Path, output: Path | None = None) -> Context:
     return Context(
         device=torch.device("cpu"),
         dtype=torch.float32,
-        world=None,  # type: ignore[arg-type]
+        world=World(torch.device("cpu")),
         seed=0,
         head=HEADS["log-softmax"],
         directory=tmp_path,
