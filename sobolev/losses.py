@@ -48,7 +48,8 @@ def per_sample(
         p, q = (prediction, reference) if loss == "kl-student-teacher" else (reference, prediction)
         return (p.exp() * (p - q)).flatten(1).sum(1), torch.ones_like(prediction[:, 0]).detach()
     rows = prediction.shape[0]
-    difference = (prediction - reference).reshape(rows, probes or 1, -1)
+    k = probes or 1  # the size is written out, because rows may be 0 in one of several processes
+    difference = (prediction - reference).reshape(rows, k, prediction.shape[1:].numel() // k)
     mask = None if known is None else known.reshape(difference.shape)
     if mask is not None:
         difference = difference * mask

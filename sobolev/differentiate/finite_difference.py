@@ -157,7 +157,7 @@ class FiniteDifference(Estimator):
         """Compare one directional derivative by complex steps with central differences."""
         name = key[0]
         x = points.inputs[name]
-        direction = torch.ones_like(x)[:, None] / math.sqrt(max(1, x[0].numel()))
+        direction = torch.ones_like(x)[:, None] / math.sqrt(max(1, x.shape[1:].numel()))
         along = Contraction(None, (direction,))
         counted = self.evaluations
         centre = value(points.inputs)
@@ -194,7 +194,7 @@ class _Stencil:
 
     def _directions(self, slot: int) -> int:
         """How many directions a slot has: one, or one per axis where it is open."""
-        return 1 if self.vectors[slot] is not None else self.points.inputs[self.key[slot]][0].numel()
+        return 1 if self.vectors[slot] is not None else self.points.inputs[self.key[slot]].shape[1:].numel()
 
     def _direction(self, slot: int, axis: int) -> Tensor:
         vector = self.vectors[slot]

@@ -45,7 +45,7 @@ class Linearizer:
         (direction,) = contraction.inputs
         forward = direction is not None
         if contraction.full:
-            forward = x[0].numel() < self.head.outputs(self.outputs)
+            forward = x.shape[1:].numel() < self.head.outputs(self.outputs)
         with torch.set_grad_enabled(create_graph):
             if forward:
                 return self._input_side(x, inputs, contraction)
@@ -70,7 +70,7 @@ class Linearizer:
     def _input_side(self, x: Tensor, inputs: Mapping[str, Tensor], contraction: Contraction) -> tuple[Tensor, Tensor]:
         (direction,) = contraction.inputs
         if direction is None:
-            size = x[0].numel()
+            size = x.shape[1:].numel()
             axes = torch.eye(size, dtype=x.dtype, device=x.device).reshape(size, 1, *x.shape[1:])
             v = axes.expand(size, *x.shape)
         else:

@@ -120,7 +120,7 @@ class Measurer:
             context = torch.autocast(device, enabled=False)
         with context:
             engine = self.engine(points, probe, detached if create_graph else frozenset())
-            if engine == PASSES:
+            if engine == PASSES and len(points):  # a process without samples only takes part
                 jet = self._by_passes(points, probe, create_graph)
             else:
                 jet = differentiate(self.value, points, probe, create_graph, detached, couples(self.module))
