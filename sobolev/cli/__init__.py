@@ -9,14 +9,17 @@ from typing import Any
 
 import click
 
-from sobolev.errors import SobolevError
+from sobolev.errors import PluginError, SobolevError
 
 _COMMANDS = {
     "run": ("sobolev.cli.run:run", "Run a recipe: train all its runs, compare them, draw its figures."),
     "validate": ("sobolev.cli.inspect:validate", "Check recipes without running anything."),
     "list": ("sobolev.cli.inspect:list_components", "List plugins and components."),
     "show": ("sobolev.cli.inspect:show", "Show a component: what it is and its options."),
+    "check": ("sobolev.cli.check:check", "Check a component against what its kind must do."),
+    "new-plugin": ("sobolev.cli.newplugin:new_plugin", "Make a plugin to start from, with tests that pass."),
     "compare": ("sobolev.cli.results:compare", "Compare run directories in a table."),
+    "export": ("sobolev.cli.export:export", "Write a trained student as a graph: values and partials, ONNX or torch."),
     "predict": ("sobolev.cli.results:predict", "Values and partials of a trained student for a table of inputs."),
 }
 
@@ -56,6 +59,8 @@ class _Lazy(click.Group):
 
 def _plugin_commands(ctx: click.Context) -> dict[str, Any]:
     commands: dict[str, Any] = host_of(ctx).registry.entries["command"]
+    for name in commands.keys() & _COMMANDS.keys():
+        raise PluginError(f"plugin {commands[name].plugin} registers the command {name!r}, which sobolev itself has")
     return commands
 
 
@@ -78,7 +83,13 @@ def host_of(ctx: click.Context) -> Any:
     is_eager=True,
     help="Folder with single-file plugins (*.py) to try out.",
 )
-@click.option("--trace-hooks", is_flag=True, is_eager=True, help="Print every hook call and what it registers.")
+@click.option(
+    "--trace-hooks",
+    is_flag=True,
+    is_eager=True,
+    envvar="SOBOLEV_TRACE_HOOKS",
+    help="Print every hook call and what it registers (also by SOBOLEV_TRACE_HOOKS=1).",
+)
 @click.version_option(package_name="sobolev", prog_name="sobolev")
 def cli(plugins_dir: Path | None, trace_hooks: bool) -> None:
     """Train networks to match a target's values and its derivatives.
