@@ -1,0 +1,345 @@
+"""Surrogates of values and partials: `SobolevRegressor` against JENN, SMT's GENN and GEKPLS, and plain kriging.
+
+    python benchmarks/surrogates.py tune                 every configuration on the development seed
+    python benchmarks/surrogates.py run                  defaults and the best configurations on fresh seeds
+    python benchmarks/surrogates.py table                the tables of docs/surrogates.md from the results
+
+Every method gets the same points with the same partials and is measured on the same test set. Results are appended
+to ``benchmarks/results/surrogates.jsonl`` one by one; what is there is not run again. A fit that outlasts its limit
+of time or memory is recorded as unfinished.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+RESULTS = Path(__file__).parent / "results" / "surrogates.jsonl"
+FUNCTIONS = ("ackley", "beale", "booth", "bukin", "mccormick", "rosenbrock", "styblinski-tang")
+HIGH = ("styblinski-tang", "rosenbrock", "ackley")
+TEST_POINTS = 2000
+DEVELOPMENT = 1000  # the seed that configurations were chosen with
+SEEDS = (0, 1, 2, 3, 4)
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # x (n, d), y (n,), dydx (n, d)
+Fitted = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # x -> values (n,), partials (n, d)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A function from ``points`` samples in ``dimension`` variables."""
+
+    function: str
+    dimension: int
+    points: int
+
+
+def sampled(case: Case, split: str, count: int, seed: int) -> Arrays:
+    """Return uniform points of a function's box with exact values and partials."""
+    import torch
+
+    from sobolev.builtin.targets.functions import FUNCTIONS as FORMULAS
+    from sobolev.noise import stream
+
+    formula = FORMULAS[case.function]
+    low, high = (
+        np.array((*edge, *[edge[-1]] * case.dimension)[: case.dimension]) for edge in (formula.low, formula.high)
+    )
+    random = np.random.default_rng(stream("surrogates", case.function, case.dimension, split, seed))
+    x = low + (high - low) * random.random((count, case.dimension))
+    inputs = torch.from_numpy(x).requires_grad_()
+    y = formula.value(inputs)
+    (partials,) = torch.autograd.grad(y.sum(), inputs)
+    return x, y.detach().numpy(), partials.numpy()
+
+
+# -- methods: the first configuration of each is its documented default -------------------------------------------
+
+
+def fit_sobolev(data: Arrays, seed: int, **options: Any) -> Fitted:
+    from sobolev import SobolevRegressor
+
+    x, y, partials = data
+    model = SobolevRegressor(random_state=seed, **options).fit(x, y, partials)
+    return lambda at: (model.predict(at), model.predict_partials(at))
+
+
+def fit_jenn(data: Arrays, seed: int, hidden: tuple[int, ...] = (12, 12), **options: Any) -> Fitted:
+    import jenn
+
+    x, y, partials = data
+    model = jenn.NeuralNet([x.shape[1], *hidden, 1])
+    model.fit(x.T, y[None], partials.T[None], random_state=seed, **options)
+    return lambda at: (model.predict(at.T)[0], model.predict_partials(at.T)[0].T)
+
+
+def _smt(model: Any, data: Arrays, partials: bool) -> Fitted:
+    x, y, dydx = data
+    model.set_training_values(x, y[:, None])
+    if partials:
+        for i in range(x.shape[1]):
+            model.set_training_derivatives(x, dydx[:, [i]], i)
+    model.train()
+    return lambda at: (
+        model.predict_values(at)[:, 0],
+        np.stack([model.predict_derivatives(at, i)[:, 0] for i in range(x.shape[1])], axis=1),
+    )
+
+
+def fit_genn(data: Arrays, seed: int, **options: Any) -> Fitted:
+    from smt.surrogate_models import GENN
+
+    return _smt(GENN(print_global=False, seed=seed, **options), data, partials=True)
+
+
+def fit_gekpls(data: Arrays, seed: int, **options: Any) -> Fitted:
+    from smt.surrogate_models import GEKPLS
+
+    x = data[0]
+    low, high = x.min(0), x.max(0)
+    options = {"theta0": [0.01] * min(2, x.shape[1]), "xlimits": np.stack([low, high], axis=1), **options}
+    return _smt(GEKPLS(print_global=False, seed=seed, **options), data, partials=True)
+
+
+def fit_kriging(data: Arrays, seed: int, **options: Any) -> Fitted:
+    from smt.surrogate_models import KRG
+
+    return _smt(KRG(print_global=False, seed=seed, **options), data, partials=False)
+
+
+METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
+    "sobolev": (
+        fit_sobolev,
+        [{}, {"balance": "joint"}, {"activation": "tanh"}, {"hidden": (128, 128)}],
+    ),
+    "jenn": (
+        fit_jenn,
+        [
+            {},
+            {"is_normalize": True},
+            {"is_normalize": True, "max_iter": 5000},
+            {"is_normalize": True, "max_iter": 5000, "hidden": (64, 64), "alpha": 0.01},
+        ],
+    ),
+    "genn": (
+        fit_genn,
+        [
+            {},
+            {"lambd": 0.0},
+            {"lambd": 0.0, "num_iterations": 5000},
+            {"lambd": 0.0, "num_iterations": 5000, "hidden_layer_sizes": [64, 64], "alpha": 0.01},
+        ],
+    ),
+    "gekpls": (
+        fit_gekpls,
+        [{}, {"extra_points": 1}, {"extra_points": 2}, {"extra_points": 2, "delta_x": 1e-2}],
+    ),
+    "kriging": (
+        fit_kriging,
+        [{}, {"poly": "quadratic"}, {"corr": "matern52"}, {"corr": "abs_exp"}],
+    ),
+}
+
+
+# -- one fit -------------------------------------------------------------------------------------------------------
+
+
+def measure(case: Case, method: str, config: int, seed: int) -> dict[str, Any]:
+    """Fit one method and return root mean squared errors of values and partials, and times."""
+    data = sampled(case, "train", case.points, seed)
+    x, y, partials = sampled(case, "test", TEST_POINTS, 0)
+    fit, configs = METHODS[method]
+    warnings.simplefilter("ignore")
+    began, used = time.monotonic(), time.process_time()
+    fitted = fit(data, seed, **configs[config])
+    seconds, processor = time.monotonic() - began, time.process_time() - used
+    values, slopes = fitted(x)
+    return {
+        "status": "finished",
+        "value": math.sqrt(np.mean((values - y) ** 2)),
+        "partials": math.sqrt(np.mean((slopes - partials) ** 2)),
+        "seconds": round(seconds, 3),
+        "processor_seconds": round(processor, 3),
+        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }
+
+
+def _child(connection: Any, gigabytes: int, *what: Any) -> None:
+    limit = gigabytes * 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        connection.send(measure(*what))
+    except Exception as error:
+        connection.send({"status": f"failed: {type(error).__name__}: {error}"[:300]})
+
+
+def limited(case: Case, method: str, config: int, seed: int, minutes: float, gigabytes: int) -> dict[str, Any]:
+    """Return `measure` in a process of its own, or why it did not end within the limits."""
+    context = multiprocessing.get_context("fork")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(theirs, gigabytes, case, method, config, seed))
+    began = time.monotonic()
+    process.start()
+    theirs.close()
+    try:
+        result: dict[str, Any] = mine.recv() if mine.poll(60 * minutes) else {"status": f"over {minutes:g} minutes"}
+    except EOFError:
+        result = {"status": "its process died"}
+    if process.is_alive() and result["status"] != "finished":
+        process.kill()
+    process.join()
+    return {"wall_limit_minutes": minutes, "total_seconds": round(time.monotonic() - began, 2), **result}
+
+
+# -- many ----------------------------------------------------------------------------------------------------------
+
+Unit = tuple[Case, str, int, int]
+
+
+def key_of(row: dict[str, Any]) -> Unit:
+    """Return which fit a stored row belongs to."""
+    return Case(row["function"], row["dimension"], row["points"]), row["method"], row["config"], row["seed"]
+
+
+def stored(file: Path) -> list[dict[str, Any]]:
+    """Return the rows of a results file."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def run_all(units: Iterable[Unit], file: Path, minutes: float, gigabytes: int) -> None:
+    """Measure what is not there yet, in order."""
+    for module in ("torch", "sobolev.regressor", "jenn", "smt.surrogate_models"):
+        __import__(module)  # here once, not in every process
+    import torch
+
+    torch.set_num_threads(1)
+    done = {key_of(row) for row in stored(file)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    for case, method, config, seed in units:
+        if (case, method, config, seed) in done:
+            continue
+        result = limited(case, method, config, seed, minutes, gigabytes)
+        row = {**vars(case), "method": method, "config": config, "seed": seed, **result}
+        with file.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
+        shown = f"value {row['value']:.3g}  partials {row['partials']:.3g}" if "value" in row else row["status"]
+        print(f"{case.function} d={case.dimension} n={case.points} {method}[{config}] seed {seed}: {shown}", flush=True)
+
+
+def chosen(file: Path) -> dict[str, int]:
+    """Return each method's best configuration: smallest mean log error of values and partials while developing.
+
+    A configuration that did not finish somewhere is out; where none was tried, the default stands.
+    """
+    rows = [row for row in stored(file) if row["seed"] >= DEVELOPMENT]
+    best = {}
+    for method, (_, configs) in METHODS.items():
+        mine = [row for row in rows if row["method"] == method]
+        cases = {key_of(row)[0] for row in mine}
+        scores = {}
+        for config in range(len(configs)):
+            of_config = {key_of(row)[0]: row for row in mine if row["config"] == config and "value" in row}
+            if cases and of_config.keys() == cases:
+                logs = [math.log10(row["value"]) + math.log10(row["partials"]) for row in of_config.values()]
+                scores[config] = statistics.mean(logs)
+        best[method] = min(scores, key=scores.__getitem__) if scores else 0
+    return best
+
+
+def development(sizes: Iterable[int], methods: Iterable[str]) -> list[Unit]:
+    """Return every configuration of every function in two dimensions."""
+    return [
+        (Case(function, 2, size), method, config, DEVELOPMENT)
+        for size in sizes
+        for method in methods
+        for config in range(len(METHODS[method][1]))
+        for function in FUNCTIONS
+    ]
+
+
+def fresh(cases: Iterable[Case], seeds: Iterable[int], methods: Iterable[str], file: Path) -> list[Unit]:
+    """Return the default and the chosen configuration of every method."""
+    best = chosen(file)
+    return [
+        (case, method, config, seed)
+        for seed in seeds
+        for case in cases
+        for method in methods
+        for config in dict.fromkeys((0, best[method]))
+    ]
+
+
+def table(file: Path, quantity: str, dimension: int) -> str:
+    """Return a Markdown table of medians over seeds: a row per function and size, a column per method."""
+    best = chosen(file)
+    rows = [row for row in stored(file) if row["seed"] < DEVELOPMENT and row["dimension"] == dimension]
+    columns = [(m, c, label) for m in METHODS for c, label in _columns(m, best[m])]
+    lines = ["| function | points | " + " | ".join(label for *_, label in columns) + " | seeds |"]
+    lines.append("|---" * (len(columns) + 3) + "|")
+    for function, points in sorted({(row["function"], row["points"]) for row in rows}, key=lambda p: (p[1], p[0])):
+        here = [row for row in rows if (row["function"], row["points"]) == (function, points)]
+        cells, smallest = [], math.inf
+        for method, config, _ in columns:
+            found = [row for row in here if (row["method"], row["config"]) == (method, config)]
+            numbers = [row[quantity] for row in found if quantity in row]
+            median = statistics.median(numbers) if numbers and len(numbers) == len(found) else None
+            smallest = min(smallest, median if median is not None else math.inf)
+            cells.append(median if median is not None else ("unfinished" if found else "-"))
+        shown = [c if isinstance(c, str) else f"**{c:.2g}**" if c == smallest else f"{c:.2g}" for c in cells]
+        seeds = len({row["seed"] for row in here})
+        lines.append(f"| {function} | {points} | " + " | ".join(shown) + f" | {seeds} |")
+    return "\n".join(lines)
+
+
+def _columns(method: str, best: int) -> list[tuple[int, str]]:
+    return [(0, method)] if best == 0 else [(0, f"{method} default"), (best, f"{method} chosen")]
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("tune", "run", "table"), nargs="?", default="run")
+    parser.add_argument("--points", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--dimension", type=int, default=2, choices=(2, 10, 20))
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--functions", nargs="+", choices=FUNCTIONS)
+    parser.add_argument("--minutes", type=float, default=30, help="limit of one fit")
+    parser.add_argument("--gigabytes", type=int, default=16, help="limit of one fit's address space")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--quick", action="store_true", help="two functions, 20 points, one seed, defaults")
+    parser.add_argument("--json", action="store_true", help="print the stored rows")
+    options = parser.parse_args()
+    functions = options.functions or (FUNCTIONS if options.dimension == 2 else HIGH)
+    if options.quick:
+        functions, options.points, options.seeds = ("booth", "mccormick"), [20], [0]
+    if options.command == "tune":
+        units = development(options.points, options.methods)
+        run_all(units, options.results, options.minutes, options.gigabytes)
+        print(chosen(options.results))
+    elif options.command == "run":
+        cases = [Case(name, options.dimension, points) for points in options.points for name in functions]
+        units = fresh(cases, options.seeds, options.methods, options.results)
+        run_all(units, options.results, options.minutes, options.gigabytes)
+    if options.json:
+        json.dump(stored(options.results), sys.stdout, indent=1)
+    elif options.command != "tune":
+        for quantity in ("value", "partials", "processor_seconds"):
+            print(f"\n{quantity}\n{table(options.results, quantity, options.dimension)}")
+
+
+if __name__ == "__main__":
+    main()
