@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -41,34 +40,12 @@ def write_table(file: Path, rows: int, seed: int = 0) -> None:
             writer.write_table(pa.table({n: c.astype(np.float32) for n, c in zip(names, columns, strict=True)}))
 
 
-def resident() -> float:
-    """Return the resident memory of this process in MB."""
+def memory(field: str) -> float:
+    """Return ``VmRSS`` (resident now) or ``VmHWM`` (its peak) of this process in MB."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmRSS"):
+        if line.startswith(field):
             return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError("no VmRSS")
-
-
-class Peak:
-    """Samples resident memory in a thread."""
-
-    def __init__(self) -> None:
-        self.value = resident()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch)
-
-    def _watch(self) -> None:
-        while not self._stop.wait(0.01):
-            self.value = max(self.value, resident())
-
-    def __enter__(self) -> Peak:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.value = max(self.value, resident())
+    raise RuntimeError(f"no {field}")
 
 
 def plan(folder: Path, file: str, batch: int, steps: int):
@@ -143,10 +120,11 @@ def arm(name: str, folder: Path, rows: int, batch: int) -> dict[str, float]:
         target = InMemory(torch.from_numpy(np.stack([c.to_numpy() for c in table.columns], axis=1)))
         made = plan(folder, f"few-{os.getpid()}.parquet", batch, steps)
         return train(made, folder / "cache-few", target)
-    base = resident()
-    with tempfile.TemporaryDirectory(dir=folder) as cache, Peak() as peak:
+    base = memory("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    with tempfile.TemporaryDirectory(dir=folder) as cache:
         taken = train(plan(folder, "table.parquet", batch, steps), Path(cache))
-    return {**taken, "base": base, "peak": peak.value}
+    return {**taken, "base": base, "peak": memory("VmHWM")}
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from sobolev.builtin.sampling import Sampling
 from sobolev.hookspecs import Register
 
 if TYPE_CHECKING:
@@ -101,8 +102,56 @@ def table(
     return Table(file, inputs, values, partials, units, weights, split, train, missing_inputs, memory * 2**20)
 
 
+def blackbox(
+    *,
+    function: Annotated[str, Field(description="name of an entry point of the group sobolev.functions")],
+    inputs: Annotated[
+        dict[str, tuple[float, float]], Field(min_length=1, description="name -> [low, high], in the function's order")
+    ],
+    outputs: Annotated[list[str], Field(min_length=1, description="names of the values")],
+    partials: Annotated[
+        Literal["finite-difference", "returned"],
+        Field(description="differences of the value (estimator: finite-difference), or returned by the function"),
+    ] = "finite-difference",
+    units: Annotated[dict[str, str], Field(description="input or output -> unit, for figures")] = {},  # noqa: B006
+    sampling: Annotated[Sampling, Field(description="design of the points")] = "latin-hypercube",
+    train: Annotated[int, Field(ge=1, description="training points, drawn anew for every seed")] = 50,
+    test: Annotated[int, Field(ge=0, description="test points, the same for all runs")] = 100,
+    validation: Annotated[int, Field(ge=0, description="validation points, the same for all runs")] = 0,
+    workers: Annotated[int | None, Field(ge=1, description="processes; by default one per core")] = None,
+    timeout: Annotated[float, Field(gt=0, description="seconds that one evaluation may take")] = 300.0,
+    version: Annotated[
+        str | None, Field(description="of the function, for the cache; by default its package's version and its source")
+    ] = None,
+) -> Target:
+    """A Python function of an installed package, evaluated in parallel; every result is kept on disk as it comes.
+
+    The function takes one array `(d,)` and returns a number or m numbers, or `(value, partials (m, d))`. Points that
+    were computed once, in any run, are not computed again. A point where it hangs, crashes or raises is named.
+
+    Args:
+        function: offered by a package: [project.entry-points."sobolev.functions"] name = "package.module:function".
+        inputs: the box.
+        outputs: m names.
+        partials: where derivatives come from.
+        units: carried to figures and tables.
+        sampling: of every split.
+        train: each seed has its own.
+        test: few by default, as each costs an evaluation.
+        validation: likewise.
+        workers: at the same time.
+        timeout: after it, the worker is stopped and the point is named.
+        version: change it to compute anew.
+    """
+    from sobolev.builtin.targets.blackbox.target import JetBlackbox, ValueBlackbox
+
+    made = JetBlackbox if partials == "returned" else ValueBlackbox
+    sizes = {"train": train, "validation": validation, "test": test}
+    return made(function, inputs, outputs, units, sampling, sizes, workers, timeout, version)
+
+
 # Bound here: importing a module of this package replaces the package's attribute of the same name.
-_TARGETS = {"table": table}
+_TARGETS = {"table": table, "blackbox": blackbox}
 
 
 def targets(register: Register) -> None:

@@ -1,0 +1,1 @@
+"""The target ``blackbox``: a Python function of numbers, found by the name of an entry point."""
