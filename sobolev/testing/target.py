@@ -127,11 +127,6 @@ def check_sites(case: TargetCase) -> None:
             )
         if site.outputs < 1:
             raise ComponentError(f"Site {name!r} has {site.outputs} outputs; at least 1 is needed.")
-        if not site.differentiate and case.target.max_order != 0:
-            raise ComponentError(
-                f"Site {name!r} differentiates nothing; name its inputs in 'differentiate', or set max_order = 0 on "
-                "the target if it has values only."
-            )
     again = case.target.sites()
     if list(again) != list(sites):
         raise ComponentError(f"sites() changed between two calls: {[*sites]}, then {[*again]}.")

@@ -60,7 +60,8 @@ def test_nothing_of_the_teaching_plugin_remains() -> None:
         files = content("sobolev-heat", kind)
         assert set(files) == {
             "README.md", "pyproject.toml", f"recipes/{kind}.yaml", f"sobolev_heat/{kind}.py",
-            "sobolev_heat/__init__.py", "sobolev_heat/plugin.py", "sobolev_heat/py.typed", "tests/test_conformance.py", "tests/test_recipes.py",
+            "sobolev_heat/__init__.py", "sobolev_heat/plugin.py", "sobolev_heat/py.typed",
+            "tests/test_conformance.py", "tests/test_recipes.py",
         }  # fmt: skip
         for file, text in files.items():
             assert "example" not in text, f"{kind}: {file}"

@@ -109,12 +109,12 @@ class DottedSite(Analytic):
         return {"f.g": super().sites()["f"]}
 
 
-class DifferentiatesNothing(Analytic):
-    def sites(self) -> Mapping[str, Site]:
-        return {"f": Site({"x": (2,)}, 2, ())}
+class ChangingSites(Analytic):
+    calls = 0
 
-    def points(self, batch: Batch, training: bool) -> Mapping[str, Points]:
-        return {"f": replace(super().points(batch, training)["f"], differentiate=())}
+    def sites(self) -> Mapping[str, Site]:
+        self.calls += 1
+        return super().sites() if self.calls < 2 else {f"f{self.calls}": super().sites()["f"]}
 
 
 class NoSamples(Analytic):
@@ -306,11 +306,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("sides", Neither, "defines neither 'answer' nor 'value'"),
     ("sides", NoTarget, "returns a NoTarget, not a sobolev.Target"),
     ("prepare", CannotPrepare, "the data are not there"),
-    (
-        "sites",
-        DifferentiatesNothing,
-        "differentiates nothing; name its inputs in 'differentiate', or set max_order = 0",
-    ),
+    ("sites", ChangingSites, "sites() changed between two calls"),
     ("sizes", OddSize, "size('validation') is 3.5; expected a number of samples"),
     ("points", FlatInput, "input 'x' has the shape (8,); expected (4, 2)"),
     ("points", SinglePrecision, "input 'x' is torch.float32; it is differentiated, so it must have the run's dtype"),
