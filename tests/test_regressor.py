@@ -1,0 +1,147 @@
+"""SobolevRegressor: scikit-learn's own checks, and values and partials in the user's units."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("sklearn")
+
+from sklearn.base import clone
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from sobolev import SobolevRegressor
+
+QUICK: dict[str, Any] = {"hidden": (16,), "activation": "tanh", "members": 2, "adam_steps": 60, "polish_iterations": 20}
+
+
+def few_steps() -> SobolevRegressor:
+    return SobolevRegressor(
+        hidden=(8,), members=1, adam_steps=40, polish_iterations=20, learning_rate=0.02, random_state=0
+    )
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@parametrize_with_checks([few_steps()])
+def test_scikit_learns_own_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def data(rows: int = 30, outputs: int = 2, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x = np.random.default_rng(seed).uniform(0, 1, (rows, 2)) * [1, 1000]
+    a, b = x[:, 0], x[:, 1] / 1000
+    y = np.stack([50 * a * b, np.sin(2 * a) - b], 1)
+    dydx = np.stack([np.stack([50 * b, 50 * a / 1000], 1), np.stack([2 * np.cos(2 * a), -np.ones(rows) / 1000], 1)], 1)
+    return x, y[:, :outputs], dydx[:, :outputs]
+
+
+def test_values_and_partials_come_in_the_users_units() -> None:
+    x, y, dydx = data()
+    at, values, slopes = data(50, seed=1)
+    model = SobolevRegressor(**{**QUICK, "polish_iterations": 100}, random_state=0).fit(x, y, dydx)
+    assert model.predict(at).shape == (50, 2)
+    assert model.predict_partials(at).shape == (50, 2, 2)
+    assert model.score(at, values) > 0.99
+    assert np.abs(model.predict_partials(at) - slopes).max(axis=(0,)) / np.abs(slopes).max(axis=0) == pytest.approx(
+        np.zeros((2, 2)), abs=0.15
+    )
+    # Partials are the derivatives of the values, whatever they were trained on.
+    step = np.array([1e-5, 0.0])
+    difference = (model.predict(at + step) - model.predict(at - step)) / 2e-5
+    assert np.allclose(model.predict_partials(at)[:, :, 0], difference, rtol=1e-5, atol=1e-5)
+
+
+def test_partials_help_where_points_are_few() -> None:
+    x, y, dydx = data(6, 1)
+    at, values, _ = data(50, 1, seed=1)
+    errors = [
+        np.mean((SobolevRegressor(**QUICK, random_state=0).fit(x, y[:, 0], d).predict(at) - values[:, 0]) ** 2)
+        for d in (None, dydx)
+    ]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_one_output_keeps_its_shape() -> None:
+    x, y, dydx = data(outputs=1)
+    model = SobolevRegressor(**QUICK, random_state=0).fit(x, y[:, 0], dydx[:, 0])
+    mean, spread = model.predict(x, return_std=True)
+    assert mean.shape == spread.shape == (30,)
+    assert (spread > 0).all()
+    slopes, around = model.predict_partials(x, return_std=True)
+    assert slopes.shape == around.shape == (30, 2)
+    assert SobolevRegressor(**QUICK, random_state=0).fit(x, y, dydx).predict(x).shape == (30, 1)
+
+
+def test_missing_partials_are_left_out() -> None:
+    x, y, dydx = data(outputs=1)
+    holed = dydx.copy()
+    holed[::2, 0, 1] = np.nan
+    model = SobolevRegressor(**QUICK, random_state=0).fit(x, y[:, 0], holed[:, 0])
+    assert np.isfinite(model.predict(x)).all()
+    without = SobolevRegressor(**QUICK, random_state=0).fit(x, y[:, 0], np.full((30, 2), np.nan)).predict(x)
+    assert np.array_equal(without, SobolevRegressor(**QUICK, random_state=0).fit(x, y[:, 0]).predict(x))
+
+
+def test_the_seed_decides() -> None:
+    x, y, dydx = data(outputs=1)
+    made = [SobolevRegressor(**QUICK, random_state=seed).fit(x, y, dydx).predict(x) for seed in (0, 0, 1)]
+    assert np.array_equal(made[0], made[1])
+    assert not np.array_equal(made[0], made[2])
+
+
+def test_pickled_and_cloned() -> None:
+    x, y, dydx = data(outputs=1)
+    model = SobolevRegressor(**QUICK, random_state=0).fit(x, y, dydx)
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(again.predict_partials(x), model.predict_partials(x))
+    assert clone(model).get_params() == model.get_params()
+
+
+def test_early_stopping_keeps_the_best_networks() -> None:
+    x, y, dydx = data()
+    options = {**QUICK, "adam_steps": 300, "learning_rate": 0.3, "polish_iterations": 0}
+    model = SobolevRegressor(**options, validation_fraction=0.2, patience=5, random_state=0).fit(x, y, dydx)
+    assert model.history_["best/step"] < 300
+    assert model.history_["validation/data/value"] <= model.history_["last/validation/data/value"]
+    with pytest.raises(ValueError, match="holds out 0"):
+        SobolevRegressor(**options, validation_fraction=0.01).fit(x, y, dydx)
+
+
+def test_in_a_pipeline_with_partials() -> None:
+    x, y, dydx = data(outputs=1)
+    pipeline = make_pipeline(FunctionTransformer(), SobolevRegressor(**QUICK, random_state=0))
+    pipeline.fit(x, y, sobolevregressor__dydx=dydx)
+    direct = SobolevRegressor(**QUICK, random_state=0).fit(x, y, dydx)
+    assert np.array_equal(pipeline.predict(x), direct.predict(x))
+
+
+def test_mistakes_are_explained() -> None:
+    x, y, dydx = data()
+    model = SobolevRegressor(**QUICK)
+    with pytest.raises(ValueError, match=r"dydx has the shape \(30, 2\), expected \(30, 2, 2\)"):
+        model.fit(x, y, dydx[:, 0])
+    infinite = dydx.copy()
+    infinite[0, 0, 0] = np.inf
+    with pytest.raises(ValueError, match="a missing partial is NaN"):
+        model.fit(x, y, infinite)
+    with pytest.raises(ValueError, match=r"[Nn]egative"):
+        model.fit(x, y, sample_weight=-np.ones(30))
+
+
+def test_scikit_learn_is_optional() -> None:
+    code = (
+        "import sys; sys.modules['sklearn'] = None\n"
+        "import sobolev\n"
+        "assert 'torch' not in sys.modules\n"
+        "try: sobolev.SobolevRegressor\n"
+        "except ImportError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "pip install 'sobolev[learn]'" in done.stdout, done.stderr
