@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from safetensors.torch import save_file
-from sobolev_atari.environments import Environment
+from sobolev_atari.environments import Environment, find_environment
 from sobolev_atari.networks import Policy, policy_network
 from sobolev_atari.teachers import (
     TeacherError,
@@ -22,6 +22,7 @@ from sobolev_atari.teachers import (
     merged,
     read_safetensors,
     read_zip,
+    shipped_teachers,
     write_teacher,
 )
 from torch import nn
@@ -243,3 +244,19 @@ def test_the_digest_follows_weights_and_use(small_policy: Policy) -> None:
     one = frozen(policy_network("mlp", (4,), 2), 2, (4,)).digest
     assert one != frozen(policy_network("mlp", (4,), 2), 2, (4,)).digest
     assert frozen(small_policy, 4, None).digest == frozen(small_policy, 4, None).digest
+
+
+@pytest.mark.parametrize("name", sorted(shipped_teachers()))
+def test_shipped_teachers_fit_their_games_and_the_readme_says_what_their_cards_say(name: str, tmp_path: Path) -> None:
+    teacher = load_teacher(name, tmp_path)
+    card = teacher.card
+    environment = find_environment(card["environment"])
+    check_fit(teacher, environment, name)
+    assert teacher.network(torch.rand(2, 4, 84, 84)).shape == (2, len(environment.actions))
+    assert card["return_mean"] > card["random_mean"] and card["return_episodes"] == 30
+    assert {"human", "random"} <= card["published"].keys() and card["weights"] == "float16"
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}` |")]
+    for number in ("return_mean", "return_spread", "random_mean"):
+        assert f"{card[number]:.1f}" in row
+    assert f"{card['steps']:,}" in row
