@@ -65,23 +65,23 @@ def predict(run: Path, data: Path, output: Path | None, site: str | None) -> Non
     from sobolev.tables import partial_label, read_numbers
 
     student = load(run)
-    experiment = student.experiment
     asked = site or student.names[0]
     site = student.members(asked)[0]
-    axes = experiment.target.axes(site)
-    (name,) = experiment.sites[site].differentiate or tuple(experiment.sites[site].inputs)
-    shape = experiment.sites[site].inputs[name]
-    columns = list(axes.inputs) if axes else [f"{name}{i}" for i in range(torch.Size(shape).numel())]
-    rows = read_numbers(data, columns)
-    inputs = {name: torch.tensor(rows).reshape(-1, *shape)}
+    where, axes = student.experiment.sites[site], student.experiment.target.axes(site)
+    columns = {name: [f"{name}{i}" for i in range(torch.Size(shape).numel())] for name, shape in where.inputs.items()}
+    if axes is not None:
+        columns[next(iter(where.differentiate or where.inputs))] = list(axes.inputs)
+    rows = read_numbers(data, [column for group in columns.values() for column in group])
+    numbers = torch.tensor(rows, dtype=torch.float64).reshape(len(rows), sum(map(len, columns.values())))
+    parted = zip(where.inputs.items(), numbers.split([len(group) for group in columns.values()], dim=1), strict=True)
+    inputs = {name: part.reshape(len(rows), *shape) for (name, shape), part in parted}
     jet, spread = student(inputs, asked), student.spread(inputs, asked)
     outputs = list(axes.outputs) if axes else [f"value{i}" for i in range(jet.value.shape[1])]
-    head = [*columns, *outputs]
-    parts = [torch.tensor(rows), jet.value.double()]
-    for key, derivative in jet.derivatives.items():
-        if key == (name,):
-            parts.append(derivative.double().flatten(1))
-            head += [partial_label(o, c) for o in outputs for c in columns]
+    head = [column for group in columns.values() for column in group] + outputs
+    parts = [numbers, jet.value.double()]
+    for (name,), derivative in jet.derivatives.items():
+        parts.append(derivative.double().flatten(1))
+        head += [partial_label(o, c) for o in outputs for c in columns[name]]
     if spread is not None:
         parts.append(spread.value.double())
         head += [f"spread {o}" for o in outputs]
