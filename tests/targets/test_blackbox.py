@@ -327,7 +327,8 @@ def test_a_recipe_runs_and_resumes_from_what_is_known(tmp_path: Path, package: P
     recipe = tmp_path / "r.yaml"
     recipe.write_text(
         "name: r\ntarget: {use: blackbox, function: test-quadratic, partials: returned,\n"
-        "  inputs: {a: [0, 1], b: [0, 1]}, outputs: [f], train: 6, test: 4, workers: 1}\nstudent: {use: mlp, hidden: [4], activation: tanh}\n"
+        "  inputs: {a: [0, 1], b: [0, 1]}, outputs: [f], train: 6, test: 4, workers: 1}\n"
+        "student: {use: mlp, hidden: [4], activation: tanh}\n"
         "train: {steps: 3, batch_size: 3, compile: never}\nvariants: {one: {}, two: {train.steps: 4}}\n"
     )
     command = [sys.executable, "-m", "sobolev", "run", str(recipe), "--runs", str(tmp_path / "runs"), "--device", "cpu",

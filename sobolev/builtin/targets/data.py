@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from sobolev.builtin.sampling import Sampling
+from sobolev.components import Student, Target
 from sobolev.hookspecs import Register
-
-if TYPE_CHECKING:
-    from sobolev.components import Target
+from sobolev.registry import Kind
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -150,8 +149,58 @@ def blackbox(
     return made(function, inputs, outputs, units, sampling, sizes, workers, timeout, version)
 
 
+def module(
+    *,
+    network: Annotated[
+        Annotated[Student, Kind("student")] | None, Field(description="a registered network; its 'weights' are a file")
+    ] = None,
+    program: Annotated[str | None, Field(description="a torch.export program, .pt2")] = None,
+    timm: Annotated[str | None, Field(description="name of a network of timm; its 'weights' are a file")] = None,
+    weights: Annotated[str | None, Field(description=".safetensors file, such as a run's student.safetensors")] = None,
+    shape: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1, description="of one input")],
+    outputs: Annotated[int | None, Field(ge=1, description="how many numbers a network returns; timm: classes")] = None,
+    low: Annotated[
+        float | list[float], Field(description="of the box of inputs; one number or one per component")
+    ] = -1.0,
+    high: Annotated[float | list[float], Field(description="of the box of inputs")] = 1.0,
+    sampling: Annotated[Sampling, Field(description="design of the points")] = "uniform",
+    train: Annotated[int, Field(ge=1, description="training points, drawn anew for every seed")] = 1000,
+    test: Annotated[int, Field(ge=0, description="test points, the same for all runs")] = 1000,
+    validation: Annotated[int, Field(ge=0, description="validation points, the same for all runs")] = 0,
+    file: Annotated[str | None, Field(description="table with inputs to use instead of a box")] = None,
+    inputs: Annotated[str | list[str] | None, Field(description="its columns, or an NPZ array")] = None,
+    split: Annotated[Split, Field(description="of the rows of the file")] = Split(),  # noqa: B008
+) -> Target:
+    """A torch network as teacher: frozen, in evaluation mode, differentiated by autograd.
+
+    Nothing is downloaded. Weights are safetensors files; a torch.export program is read by torch's own loader, so take
+    it from people you trust.
+
+    Args:
+        network: with the options that it was trained with.
+        program: exported with a dynamic batch dimension.
+        timm: such as resnet18.
+        weights: of network or timm.
+        shape: such as [3, 32, 32].
+        outputs: checked against what the teacher returns.
+        low: of the box.
+        high: of the box.
+        sampling: of every split of the box.
+        train: of the box.
+        test: of the box.
+        validation: of the box.
+        file: CSV, Parquet or NPZ.
+        inputs: in C order of the shape.
+        split: by fractions.
+    """
+    from sobolev.builtin.targets.module.target import Module
+
+    sizes = {"train": train, "validation": validation, "test": test}
+    return Module(network, program, timm, weights, shape, outputs, low, high, sampling, sizes, file, inputs, split)
+
+
 # Bound here: importing a module of this package replaces the package's attribute of the same name.
-_TARGETS = {"table": table, "blackbox": blackbox}
+_TARGETS = {"table": table, "blackbox": blackbox, "module": module}
 
 
 def targets(register: Register) -> None:

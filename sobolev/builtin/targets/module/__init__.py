@@ -1,0 +1,1 @@
+"""The target ``module``: any torch network as a frozen teacher."""
