@@ -132,7 +132,7 @@ def _by_forward_mode(function: ValueFunction, points: Points, probe: Probe, crea
     assert vector is not None
     _load_forward_rules()
     with torch.set_grad_enabled(create_graph), differentiable_forms(norms=create_graph):
-        value, row = torch.func.jvp(
+        value, row, *_ = torch.func.jvp(
             lambda x: function({**points.inputs, key[0]: x}), (points.inputs[key[0]],), (vector[:, 0],)
         )
     return Jet(value, {key: row[:, None]})

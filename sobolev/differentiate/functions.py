@@ -6,90 +6,108 @@ once more is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sobolev.differentiate import sweeps
-from sobolev.differentiate.program import Program
-from sobolev.differentiate.sweeps import Gradients, Tape
+from sobolev.differentiate.stages import Runner, Stages, State, run_eagerly
+from sobolev.differentiate.sweeps import Gradients
 
 _BLOCK_BYTES = 2**19  # of the widest value: then what one block reads and writes stays in a core's second-level cache
 
 
 class Batch:
-    """The tapes of one batch, which is processed in blocks of rows.
+    """What the passes over one batch leave for each other; the batch is processed in blocks of rows.
 
     Args:
-        program: the network.
+        stages: of the network.
+        tensors: its present parameters and buffers.
         rows: rows per block.
-        unit: whether the only cotangent is 1 for the only output: then the cheaper, merged gradients may be used.
+        run: how stages are called.
     """
 
-    def __init__(self, program: Program, rows: int, unit: bool = False) -> None:
-        self.program = program
+    def __init__(self, stages: Stages, tensors: Sequence[Tensor], rows: int, run: Runner = run_eagerly) -> None:
+        self.stages = stages
+        self.tensors = tensors
         self.rows = rows
-        self.merged = unit and not program.curved
-        self.tapes: list[Tape] = []
+        self.run = run
+        self.states: list[State] = []
+        self.adjoints: list[State] = []
+        self.tangents: list[State] = []
 
-    def _blocks(self, rows: int) -> list[slice]:
-        return [slice(start, min(start + self.rows, rows)) for start in range(0, rows, self.rows)]
+    def parts(self, tensor: Tensor | None, dim: int = 0) -> Sequence[Tensor | None]:
+        """Return the blocks of a tensor whose rows lie along ``dim``; None for each where it is None."""
+        if tensor is None:
+            return [None] * len(self.states)
+        return [tensor] if tensor.shape[dim] <= self.rows else tensor.split(self.rows, dim)
 
-    def forward(self, tensors: Sequence[Tensor], x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the outputs ``(B, n)``."""
         outputs = []
-        for block in self._blocks(len(x)):
-            z, tape = sweeps.forward(self.program, tensors, x if self.rows >= len(x) else x[block])
+        for part in self.parts(x):
+            z, tape = self.run("values", self.stages.values, self.tensors, part)
             outputs.append(z)
-            self.tapes.append(tape)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+            self.states.append(tape)
+        return _joined(outputs, 0)
 
-    def _each(self, function: Callable[[Tape, Tensor], Tensor], stacked: Tensor) -> Tensor:
-        k, rows = stacked.shape[:2]
-        parts = []
-        for tape, block in zip(self.tapes, self._blocks(rows), strict=True):
-            out = function(tape, (stacked if self.rows >= rows else stacked[:, block]).flatten(0, 1))
-            parts.append(out.reshape(k, -1, *out.shape[1:]))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def adjoints(self, s: Tensor) -> Tensor:
+    def pull(self, s: Tensor) -> Tensor:
         """Pull ``s`` ``(k, B, n)`` back: ``(k, B, *x)``."""
-        return self._each(sweeps.adjoints, s)
+        results = []
+        self.adjoints = []
+        for tape, part in zip(self.states, self.parts(s, 1), strict=True):
+            pulled, adjoints = self.run("pull", self.stages.pull, self.tensors, tape, part)
+            results.append(pulled)
+            self.adjoints.append(adjoints)
+        return _joined(results, 1)
 
-    def tangents(self, u: Tensor) -> Tensor:
+    def push(self, u: Tensor) -> Tensor:
         """Push ``u`` ``(k, B, *x)`` forward: ``(k, B, n)``."""
-        return self._each(sweeps.tangents, u)
+        results = []
+        self.tangents = []
+        for tape, part in zip(self.states, self.parts(u, 1), strict=True):
+            pushed, tangents = self.run("push", self.stages.push, self.tensors, tape, part)
+            results.append(pushed)
+            self.tangents.append(tangents)
+        return _joined(results, 1)
 
     def gradients(self, e: Tensor | None) -> Gradients:
-        """Return the gradients of the program's tensors, summed over the blocks."""
-        total: Gradients = []
-        for number, tape in enumerate(self.tapes):
-            part = e if e is None or self.rows >= len(e) else e[number * self.rows : (number + 1) * self.rows]
-            merged = self.merged and part is not None and tape.complete
-            found = sweeps.merged_gradients(tape, part) if merged else sweeps.gradients(tape, part)
-            if not total:
-                total = found
-                continue
-            pairs = [(a, b) for a, b in zip(total, found, strict=True) if a is not None and b is not None]
-            torch._foreach_add_([a for a, _ in pairs], [b for _, b in pairs])
-        return total
+        """Return the gradients of the program's tensors; derivatives enter where both `pull` and `push` ran."""
+        nothing: list[State] = [None] * len(self.states)
+        both = bool(self.adjoints and self.tangents)
+        adjoints, tangents = (self.adjoints, self.tangents) if both else (nothing, nothing)
+        return _summed([
+            self.run("gradients", self.stages.gradients, self.tensors, *state)
+            for state in zip(self.states, adjoints, tangents, self.parts(e), strict=True)
+        ])  # fmt: skip
 
 
-def block_rows(program: Program, x: Tensor, width: int) -> int:
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+
+
+def _summed(parts: Sequence[Gradients]) -> Gradients:
+    """Return the sum over blocks, in the tensors of the first."""
+    total = parts[0]
+    for part in parts[1:]:
+        pairs = [(a, b) for a, b in zip(total, part, strict=True) if a is not None and b is not None]
+        torch._foreach_add_([a for a, _ in pairs], [b for _, b in pairs])
+    return total
+
+
+def block_rows(x: Tensor, width: int) -> int:
     """Return how many rows a block has: all on an accelerator; a cache-sized piece of a large batch on a CPU.
 
     Args:
-        program: the network.
-        x: its input ``(B, *x)``.
+        x: the input of the network ``(B, *x)``.
         width: numbers per sample of its widest value.
     """
-    if x.device.type != "cpu":
-        return max(1, len(x))
     rows = max(32, _BLOCK_BYTES // (x.element_size() * max(1, width)) // 32 * 32)
-    return rows if len(x) > 2 * rows else max(1, len(x))
+    if x.device.type != "cpu" or len(x) <= 2 * rows:
+        return max(1, len(x))
+    return -(-len(x) // -(-len(x) // rows))  # pieces of nearly equal size
 
 
 def _unchanged(ctx: Any) -> Batch:
@@ -103,24 +121,29 @@ class Jet(torch.autograd.Function):
     """z and ``<z, v_j>``'s gradients by x, for cotangents that do not depend on z (identity head)."""
 
     @staticmethod
-    def forward(ctx: Any, batch: Batch, s: Tensor, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        """``s`` is ``(k, B, n)``; returns ``(B, n)`` and ``(k, B, *x)``."""
+    def forward(ctx: Any, batch: Batch, merged: bool, s: Tensor, x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        """``s`` is ``(k, B, n)``, ones for the only output where ``merged``; returns ``(B, n)`` and ``(k, B, *x)``."""
         ctx.set_materialize_grads(False)
-        ctx.batch = batch
+        ctx.batch, ctx.merged = batch, merged
         ctx.save_for_backward(*tensors)
-        z = batch.forward(tensors, x)
-        return z, batch.adjoints(s)
+        values, rows = [], []
+        for part, cotangents in zip(batch.parts(x), batch.parts(s, 1), strict=True):
+            z, pulled, state = batch.run("jet", batch.stages.jet, tensors, part, cotangents)
+            values.append(z)
+            rows.append(pulled)
+            batch.states.append(state)
+        return _joined(values, 0), _joined(rows, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, e: Tensor | None, u: Tensor | None) -> tuple[Tensor | None, ...]:
         batch = _unchanged(ctx)
-        if u is None:
-            for tape in batch.tapes:
-                tape.tangents = []
-        else:
-            batch.tangents(u)
-        return None, None, None, *batch.gradients(e)
+        merged = ctx.merged and e is not None and u is not None
+        name = "merged_gradients" if merged else "jet_gradients"
+        stage = batch.stages.merged_gradients if merged else batch.stages.jet_gradients
+        parts = zip(batch.states, batch.parts(e), batch.parts(u, 1), strict=True)
+        found = [batch.run(name, stage, batch.tensors, *part) for part in parts]
+        return None, None, None, None, *_summed(found)
 
 
 class Values(torch.autograd.Function):
@@ -134,7 +157,7 @@ class Values(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.batch = batch
         ctx.save_for_backward(*tensors)
-        return batch.forward(tensors, x), x.new_zeros(())
+        return batch.forward(x), x.new_zeros(())
 
     @staticmethod
     @once_differentiable
@@ -149,12 +172,12 @@ class Reverse(torch.autograd.Function):
     def forward(ctx: Any, batch: Batch, token: Tensor, s: Tensor) -> Tensor:
         """``s`` is ``(k, B, n)``; returns ``(k, B, *x)``."""
         ctx.batch = batch
-        return batch.adjoints(s)
+        return batch.pull(s)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
-        return None, u.new_zeros(()), ctx.batch.tangents(u)
+        return None, u.new_zeros(()), ctx.batch.push(u)
 
 
 class Forward(torch.autograd.Function):
@@ -164,12 +187,12 @@ class Forward(torch.autograd.Function):
     def forward(ctx: Any, batch: Batch, token: Tensor, v: Tensor) -> Tensor:
         """``v`` is ``(k, B, *x)``; returns ``(k, B, n)``."""
         ctx.batch = batch
-        return batch.tangents(v)
+        return batch.push(v)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.batch.adjoints(w)
+        ctx.batch.pull(w)
         return None, w.new_zeros(()), None
 
 
@@ -181,29 +204,24 @@ class Along(torch.autograd.Function):
         """``v`` is ``(k, B, *x)``; returns ``(B, 1)`` and ``(k, B, 1)``."""
         ctx.batch = batch
         ctx.save_for_backward(*tensors)
-        z = batch.forward(tensors, x)
-        return z, batch.tangents(v)
+        values, rows = [], []
+        for part, directions in zip(batch.parts(x), batch.parts(v, 1), strict=True):
+            z, pushed, state = batch.run("along", batch.stages.along, tensors, part, directions)
+            values.append(z)
+            rows.append(pushed)
+            batch.states.append(state)
+        return _joined(values, 0), _joined(rows, 1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, e: Tensor, w: Tensor) -> tuple[Tensor | None, ...]:
         batch = _unchanged(ctx)
-        batch.adjoints(torch.ones_like(e)[None])
-        start = 0
-        kept = [tape.tangents for tape in batch.tapes]
-        for tape in batch.tapes:
-            size = len(tape.x)
-            tape.tangents = [_combined(t, w[:, start : start + size]) for t in tape.tangents]
-            start += size
-        found = batch.gradients(e)
-        for tape, tangents in zip(batch.tapes, kept, strict=True):
-            tape.tangents = tangents
-        return None, None, None, *found
+        parts = zip(batch.states, batch.parts(e), batch.parts(w, 1), strict=True)
+        stage = batch.stages.along_gradients
+        found = [batch.run("along_gradients", stage, batch.tensors, *part) for part in parts]
+        return None, None, None, *_summed(found)
 
 
-def _combined(tangents: Tensor | None, w: Tensor) -> Tensor | None:
-    """Return ``sum_j w_j t_j`` of stacked tangents ``(kB, ...)`` and weights ``(k, B, 1)``."""
-    if tangents is None:
-        return None
-    k, rows = w.shape[:2]
-    return (tangents.reshape(k, rows, *tangents.shape[1:]) * w.reshape(k, rows, *(1,) * (tangents.ndim - 1))).sum(0)
+def apply(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """Return ``function.apply(*arguments)``; torch leaves that method without types."""
+    return function.apply(*arguments)

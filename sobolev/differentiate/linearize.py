@@ -2,34 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from sobolev.differentiate.cotangents import cotangent, tangent
-from sobolev.differentiate.functions import Along, Batch, Forward, Jet, Reverse, Values, block_rows
+from sobolev.differentiate.functions import Along, Batch, Forward, Jet, Reverse, Values, apply, block_rows
 from sobolev.differentiate.program import Program
+from sobolev.differentiate.stages import Runner, Stages, run_eagerly
 from sobolev.heads import Head
 from sobolev.vocabulary import Contraction
 
 
-@dataclass(frozen=True)
 class Linearizer:
     """Measures ``head(program(x))`` and one first derivative of it by x.
 
-    Attributes:
+    Args:
         program: the network.
         head: of its output.
-        width: numbers per sample of its widest value.
-        outputs: n, the size of z.
+        widths: numbers per sample of its input and of every operation's output.
+        run: how the passes are called where parameter gradients will be asked for.
     """
 
-    program: Program
-    head: Head
-    width: int
-    outputs: int
+    def __init__(self, program: Program, head: Head, widths: Sequence[int], run: Runner = run_eagerly) -> None:
+        self.program = program
+        self.head = head
+        self.widths = tuple(widths)
+        self.run = run
+        self._stages = Stages(program)
+        self._units: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def outputs(self) -> int:
+        """n, the size of z."""
+        return self.widths[-1]
 
     def measure(
         self, x: Tensor, inputs: Mapping[str, Tensor], contraction: Contraction, create_graph: bool
@@ -46,28 +53,44 @@ class Linearizer:
         forward = direction is not None
         if contraction.full:
             forward = x.shape[1:].numel() < self.head.outputs(self.outputs)
+        # What is only looked at comes seldom, in batches of other sizes.
+        run = self.run if create_graph else run_eagerly
+        batch = Batch(self._stages, self.program.tensors, block_rows(x, max(self.widths)), run)
+        side = self._input_side if forward else self._output_side
+        if create_graph == torch.is_grad_enabled():
+            return side(batch, x, inputs, contraction)
         with torch.set_grad_enabled(create_graph):
-            if forward:
-                return self._input_side(x, inputs, contraction)
-            return self._output_side(x, inputs, contraction)
+            return side(batch, x, inputs, contraction)
 
-    def _output_side(self, x: Tensor, inputs: Mapping[str, Tensor], contraction: Contraction) -> tuple[Tensor, Tensor]:
+    def _output_side(
+        self, batch: Batch, x: Tensor, inputs: Mapping[str, Tensor], contraction: Contraction
+    ) -> tuple[Tensor, Tensor]:
         m = self.head.outputs(self.outputs)
         v = contraction.output
-        # (k, B or 1, m): the rows of the identity where the whole Jacobian is asked.
-        stacked = torch.eye(m, dtype=x.dtype, device=x.device)[:, None] if v is None else v.transpose(0, 1)
+        stacked = self._unit_rows(m, x) if v is None else v.transpose(0, 1)
         if self.head.name == "identity":
-            unit = m == 1 and v is None
-            s = stacked.expand(-1, len(x), -1)
-            z, rows = Jet.apply(self._batch(x, unit), s, x, *self.program.tensors)
+            merged = m == 1 and v is None and not self.program.curved
+            z, rows = apply(Jet, batch, merged, stacked, x, *batch.tensors)
             return z, rows.transpose(0, 1)
-        batch = self._batch(x)
-        z, token = Values.apply(batch, x, *self.program.tensors)
+        z, token = apply(Values, batch, x, *batch.tensors)
         value = self.head(z, inputs)
         s = cotangent(self.head, z, value, stacked, inputs)
-        return value, Reverse.apply(batch, token, s).transpose(0, 1)
+        return value, apply(Reverse, batch, token, s).transpose(0, 1)
 
-    def _input_side(self, x: Tensor, inputs: Mapping[str, Tensor], contraction: Contraction) -> tuple[Tensor, Tensor]:
+    def _unit_rows(self, m: int, x: Tensor) -> Tensor:
+        """Return the rows of the identity for every sample, ``(m, B, m)``: they ask for the whole Jacobian."""
+        key = (m, len(x), x.dtype, x.device)
+        found = self._units.get(key)
+        if found is None:
+            if len(self._units) > 8:  # batches of ever new sizes
+                self._units.clear()
+            rows = torch.eye(m, dtype=x.dtype, device=x.device)[:, None].expand(-1, len(x), -1)
+            found = self._units[key] = rows
+        return found
+
+    def _input_side(
+        self, batch: Batch, x: Tensor, inputs: Mapping[str, Tensor], contraction: Contraction
+    ) -> tuple[Tensor, Tensor]:
         (direction,) = contraction.inputs
         if direction is None:
             size = x.shape[1:].numel()
@@ -76,17 +99,13 @@ class Linearizer:
         else:
             v = direction.transpose(0, 1)
         if self.head.name == "identity" and self.outputs == 1 and not self.program.curved:
-            value, rows = Along.apply(self._batch(x, unit=True), v, x, *self.program.tensors)
+            value, rows = apply(Along, batch, v, x, *batch.tensors)
         else:
-            batch = self._batch(x)
-            z, token = Values.apply(batch, x, *self.program.tensors)
+            z, token = apply(Values, batch, x, *batch.tensors)
             value = self.head(z, inputs)
-            rows = tangent(self.head, z, value, Forward.apply(batch, token, v), inputs)
+            rows = tangent(self.head, z, value, apply(Forward, batch, token, v), inputs)
         if direction is None:  # (d, B, m) -> (B, m, *x)
             return value, rows.permute(1, 2, 0).reshape(*value.shape, *x.shape[1:])
         if contraction.output is not None:
             return value, (rows.transpose(0, 1) * contraction.output).sum(-1)
         return value, rows.transpose(0, 1)
-
-    def _batch(self, x: Tensor, unit: bool = False) -> Batch:
-        return Batch(self.program, block_rows(self.program, x, self.width), unit)

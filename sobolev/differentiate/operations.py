@@ -89,6 +89,17 @@ def _joined(e: Tensor, h: Tensor, tangent: Tensor) -> Tensor:
     return torch.addcmul(tangent, e.reshape(-1, *(1,) * (h.ndim - 1)), h)
 
 
+_FEW = 8
+"""Products with so few columns are several times faster in transposed form (measured with MKL)."""
+
+
+def _outer(adjoint: Tensor, source: Tensor) -> Tensor:
+    """Return ``adjoint' source``, contiguous."""
+    if source.shape[1] <= _FEW:
+        return (source.t() @ adjoint).t().contiguous()
+    return adjoint.t() @ source
+
+
 def _total(parts: list[Tensor]) -> Tensor:
     total = parts[0]
     for part in parts[1:]:
@@ -106,18 +117,24 @@ class Linear(Operation):
         return F.linear(h, *p), None
 
     def pull(self, adjoint: Tensor, saved: Saved, p: Sequence[Tensor]) -> Tensor:
+        if p[0].shape[1] <= _FEW:
+            return F.linear(adjoint, p[0].t().contiguous())
         return adjoint @ p[0]
 
     def push(self, tangent: Tensor, saved: Saved, p: Sequence[Tensor]) -> Tensor:
-        return tangent @ p[0].t()
+        return F.linear(tangent, p[0])
 
     def gradients(
         self, values: Pair | None, derivatives: Pair | None, saved: Saved, p: Sequence[Tensor]
     ) -> list[Tensor | None]:
         flat = [(a.flatten(0, -2), h.flatten(0, -2)) for a, h in filter(None, (values, derivatives))]
-        weight = flat[0][0].t() @ flat[0][1]
+        weight = _outer(*flat[0])
         for adjoint, source in flat[1:]:
-            weight = torch.addmm(weight, adjoint.t(), source)
+            weight = (
+                weight + _outer(adjoint, source)
+                if source.shape[1] <= _FEW
+                else torch.addmm(weight, adjoint.t(), source)
+            )
         if len(p) == 1:
             return [weight]
         return [weight, None if values is None else flat[0][0].sum(0)]
@@ -127,7 +144,7 @@ class Linear(Operation):
     ) -> list[Tensor | None]:
         if adjoint.ndim > 2:
             return super().merged(adjoint, e, h, tangent, saved, p)
-        weight = adjoint.t() @ _joined(e, h, tangent)
+        weight = _outer(adjoint, _joined(e, h, tangent))
         found: list[Tensor | None] = [weight, torch.mv(adjoint.t(), e[:, 0])]
         return found[: len(p)]
 
@@ -371,7 +388,8 @@ class GlobalAverage(Operation):
         return h.mean((2, 3), keepdim=True), h.shape[2:]
 
     def pull(self, adjoint: Tensor, saved: Saved, p: Sequence[Tensor]) -> Tensor:
-        return adjoint.expand(*adjoint.shape[:2], *saved) / (saved[0] * saved[1])
+        spread: Tensor = adjoint.expand(*adjoint.shape[:2], *saved) / (saved[0] * saved[1])
+        return spread
 
     def push(self, tangent: Tensor, saved: Saved, p: Sequence[Tensor]) -> Tensor:
         return tangent.mean((2, 3), keepdim=True)

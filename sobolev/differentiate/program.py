@@ -43,7 +43,7 @@ class Node:
     sources: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A network as operations in the order of their execution; the last node is the output.
 
@@ -70,15 +70,18 @@ class Program:
     @property
     def tensors(self) -> list[Tensor]:
         """The present parameters and buffers."""
-        return [getattr(layer, name) for layer, name in self.sources]
+        return [
+            layer._parameters[name] if name in layer._parameters else layer._buffers[name]  # type: ignore[misc]
+            for layer, name in self.sources
+        ]
 
     @property
     def current(self) -> bool:
         """Whether the layers are still in the mode that was recognised."""
         return all(module.training == mode for module, mode in self.modes)
 
-    def width(self, x: Tensor) -> tuple[int, int]:
-        """Return the numbers per sample of the widest value and of the output, from a pass over ``x``."""
+    def widths(self, x: Tensor) -> list[int]:
+        """Return the numbers per sample of the input and of every node, from a pass over ``x``."""
         present, tensors = [x], self.tensors
         for node in self.nodes:
             read = [present[i] for i in node.sources]
@@ -86,7 +89,7 @@ class Program:
                 present.append(read[0] + read[1])
             else:
                 present.append(node.operation.value(read[0], [tensors[i] for i in node.operation.tensors])[0])
-        return max(math.prod(value.shape[1:]) for value in present), present[-1].shape[1]
+        return [math.prod(value.shape[1:]) for value in present]
 
 
 def recognise(module: nn.Module) -> Program:
@@ -226,9 +229,9 @@ class _Builder:
             return self._convolution(layer)
         if isinstance(layer, nn.Flatten) and layer.start_dim == 1 and layer.end_dim == -1:
             return ops.Flatten()
-        if kind is nn.Dropout:
+        if isinstance(layer, nn.Dropout) and kind is nn.Dropout:
             self.modes.append((layer, layer.training))
-            return ops.Dropout(float(layer.p)) if layer.training and layer.p > 0 else ops.Identity()
+            return ops.Dropout(layer.p) if layer.training and layer.p > 0 else ops.Identity()
         if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             return self._norm(layer)
         return self._pool(layer)

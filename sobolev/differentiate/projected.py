@@ -116,5 +116,5 @@ class Projected(Estimator):
         normal = noise.normal(index, self.probes * size, "probe", *key, slot, dtype=like.dtype)
         q, r = torch.linalg.qr(normal.reshape(len(points), self.probes, size).transpose(1, 2))
         # Signs of the diagonal make the frame uniform, whatever signs the factorisation chose.
-        q = q * r.diagonal(dim1=1, dim2=2).sign()[:, None, :]
-        return q.transpose(1, 2).reshape(len(points), self.probes, *shape)
+        frame: Tensor = q * r.diagonal(dim1=1, dim2=2).sign()[:, None, :]
+        return frame.transpose(1, 2).reshape(len(points), self.probes, *shape)

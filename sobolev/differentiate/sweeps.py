@@ -17,143 +17,158 @@ probe, q = e * p, so that ``dW = sum_i p_i (x) (e_i h_i + t_i)``: one product le
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
 from sobolev.differentiate.operations import Saved
 from sobolev.differentiate.program import Program
 
+ByNode = Sequence[Tensor | None]
+"""A tensor per node, 0 the input; None where no later pass reads it."""
+
 Gradients = list[Tensor | None]
 
 
-@dataclass
-class Tape:
-    """What the passes of one batch leave for each other; every list is indexed by node number, 0 the input.
+class Tape(NamedTuple):
+    """What the forward pass of one block leaves for the other passes.
 
     Attributes:
-        program, tensors: the network and its present parameters.
-        values: outputs of the nodes, where a parameter gradient needs them.
-        saved: by operation.
-        adjoints, tangents: ``(kB, ...)`` at the outputs of the nodes.
+        values: outputs of the nodes ``(B, ...)``.
+        saved: by operation, what `Operation.value` returned beside its output.
     """
 
-    program: Program
-    tensors: Sequence[Tensor]
-    values: list[Tensor | None]
-    saved: list[Saved]
-    adjoints: list[Tensor | None] = field(default_factory=list)
-    tangents: list[Tensor | None] = field(default_factory=list)
-
-    @property
-    def x(self) -> Tensor:
-        """The input ``(B, *x)``."""
-        return _there(self.values[0])
-
-    @property
-    def complete(self) -> bool:
-        """Whether adjoints and tangents are there, so that derivatives enter the gradient."""
-        return bool(self.adjoints) and bool(self.tangents)
-
-    def own(self, node: int) -> list[Tensor]:
-        """Return the tensors of a node's operation."""
-        operation = self.program.nodes[node].operation
-        return [] if operation is None else [self.tensors[i] for i in operation.tensors]
+    values: ByNode
+    saved: Sequence[Saved]
 
 
 def forward(program: Program, tensors: Sequence[Tensor], x: Tensor) -> tuple[Tensor, Tape]:
     """Return the outputs ``(B, n)`` and the tape."""
-    values: list[Tensor | None] = [x]  # node 0 is small, and the first layer needs it
-    tape = Tape(program, tensors, values, [])
     present: list[Tensor] = [x]
-    for number, node in enumerate(program.nodes):
-        if node.operation is None:
-            out, saved = present[node.sources[0]] + present[node.sources[1]], None
+    every_saved: list[Saved] = []
+    for node in program.nodes:
+        operation, source = node.operation, present[node.sources[0]]
+        if operation is None:
+            out, saved = source + present[node.sources[1]], None
         else:
-            out, saved = node.operation.value(present[node.sources[0]], tape.own(number))
+            out, saved = operation.value(source, [tensors[i] for i in operation.tensors])
         present.append(out)
-        values.append(out if number + 1 in program.values else None)
-        tape.saved.append(saved)
-    return present[-1], tape
+        every_saved.append(saved)
+    kept = [value if i in program.values else None for i, value in enumerate(present)]
+    return present[-1], Tape(kept, every_saved)
 
 
-def adjoints(tape: Tape, s: Tensor) -> Tensor:
-    """Pull ``s`` ``(kB, n)`` back to the input, ``(kB, *x)``; the tape keeps the adjoints of all nodes."""
-    nodes = tape.program.nodes
+def adjoints(program: Program, tensors: Sequence[Tensor], tape: Tape, s: Tensor) -> tuple[Tensor, ByNode]:
+    """Pull ``s`` ``(kB, n)`` back to the input; return ``(kB, *x)`` and the adjoints at the outputs of the nodes."""
+    nodes = program.nodes
     found: list[Tensor | None] = [None] * (len(nodes) + 1)
     found[-1] = s
     for number in range(len(nodes) - 1, -1, -1):
-        node, adjoint = nodes[number], _there(found[number + 1])
-        pulled = (
-            adjoint if node.operation is None else node.operation.pull(adjoint, tape.saved[number], tape.own(number))
-        )
+        node, pulled = nodes[number], _there(found[number + 1])
+        operation = node.operation
+        if operation is not None:
+            pulled = operation.pull(pulled, tape.saved[number], [tensors[i] for i in operation.tensors])
         for source in node.sources:
             before = found[source]
             found[source] = pulled if before is None else before + pulled
-    tape.adjoints = [adjoint if i in tape.program.adjoints else None for i, adjoint in enumerate(found)]
-    return _there(found[0])
+    kept = [adjoint if i in program.adjoints else None for i, adjoint in enumerate(found)]
+    return _there(found[0]), kept
 
 
-def tangents(tape: Tape, u: Tensor) -> Tensor:
-    """Push ``u`` ``(kB, *x)`` forward to the output, ``(kB, n)``; the tape keeps the tangents of all nodes."""
+def tangents(program: Program, tensors: Sequence[Tensor], tape: Tape, u: Tensor) -> tuple[Tensor, ByNode]:
+    """Push ``u`` ``(kB, *x)`` forward; return ``(kB, n)`` and the tangents at the outputs of the nodes."""
     found: list[Tensor] = [u]
-    for number, node in enumerate(tape.program.nodes):
-        if node.operation is None:
-            found.append(found[node.sources[0]] + found[node.sources[1]])
+    for node, saved in zip(program.nodes, tape.saved, strict=True):
+        operation, source = node.operation, found[node.sources[0]]
+        if operation is None:
+            found.append(source + found[node.sources[1]])
         else:
-            found.append(node.operation.push(found[node.sources[0]], tape.saved[number], tape.own(number)))
-    tape.tangents = [tangent if i in tape.program.tangents else None for i, tangent in enumerate(found)]
-    return found[-1]
+            found.append(operation.push(source, saved, [tensors[i] for i in operation.tensors]))
+    return found[-1], [tangent if i in program.tangents else None for i, tangent in enumerate(found)]
 
 
-def gradients(tape: Tape, e: Tensor | None) -> Gradients:
+def inner_tangents(program: Program, tensors: Sequence[Tensor], tape: Tape, u: Tensor) -> ByNode:
+    """Return the tangents without that of the output, where only parameter gradients need them."""
+    found: list[Tensor | None] = [u]
+    last = max(program.tangents)
+    for node, saved in zip(program.nodes[:last], tape.saved, strict=False):
+        operation, source = node.operation, _there(found[node.sources[0]])
+        if operation is None:
+            found.append(source + _there(found[node.sources[1]]))
+        else:
+            found.append(operation.push(source, saved, [tensors[i] for i in operation.tensors]))
+    return [tangent if i in program.tangents else None for i, tangent in enumerate(found)]
+
+
+def gradients(
+    program: Program,
+    tensors: Sequence[Tensor],
+    tape: Tape,
+    adjoints: ByNode | None,
+    tangents: ByNode | None,
+    e: Tensor | None,
+) -> Gradients:
     """Return the gradients of the program's tensors.
 
     Args:
-        tape: with adjoints and tangents, or with neither where no derivative enters the loss.
+        program: the network.
+        tensors: its parameters and buffers.
+        tape: of the forward pass.
+        adjoints: of the nodes, or None where no derivative enters the loss.
+        tangents: of the nodes, or None where no derivative enters the loss.
         e: cotangent of z ``(B, n)``, or None where z itself does not enter the loss.
     """
-    nodes = tape.program.nodes
-    result: Gradients = [None] * len(tape.tensors)
-    contracted = tape.complete
+    nodes = program.nodes
+    result: Gradients = [None] * len(tensors)
+    contracted = adjoints is not None and tangents is not None
     q: list[Tensor | None] = [None] * (len(nodes) + 1)
     q[-1] = e
-    for number in range(len(nodes) - 1, -1, -1):
+    for number in range(len(nodes) - 1, program.first - 2, -1):
         node, operation = nodes[number], nodes[number].operation
         here, source = q[number + 1], node.sources[0]
         if operation is None:
             for branch in node.sources:
                 q[branch] = _plus(q[branch], here)
             continue
-        own, saved = tape.own(number), tape.saved[number]
-        if operation.tensors:
+        own, saved = [tensors[i] for i in operation.tensors], tape.saved[number]
+        if own:
             values = None if here is None else (here, _there(tape.values[source]))
-            pair = (_there(tape.adjoints[number + 1]), _there(tape.tangents[source])) if contracted else None
+            pair = None
+            if adjoints is not None and tangents is not None:
+                pair = (_there(adjoints[number + 1]), _there(tangents[source]))
             if values is not None or pair is not None:
                 for position, gradient in zip(
                     operation.tensors, operation.gradients(values, pair, saved, own), strict=True
                 ):
                     result[position] = gradient
-        if source < tape.program.first:  # nothing before it has parameters
+        if source < program.first:  # nothing before it has parameters
             continue
         if here is not None:
             q[source] = _plus(q[source], operation.pull(here, saved, own))
         if contracted and operation.curved:
-            bent = operation.bend(_there(tape.tangents[source]), _there(tape.adjoints[number + 1]), saved)
+            assert adjoints is not None and tangents is not None
+            bent = operation.bend(_there(tangents[source]), _there(adjoints[number + 1]), saved)
             q[source] = _plus(q[source], bent)
     return result
 
 
-def merged_gradients(tape: Tape, e: Tensor) -> Gradients:
+def merged_gradients(
+    program: Program, tensors: Sequence[Tensor], tape: Tape, adjoints: ByNode, tangents: ByNode, e: Tensor
+) -> Gradients:
     """Return the gradients where the program is piecewise linear with one output and one probe; ``e`` is ``(B, 1)``."""
-    result: Gradients = [None] * len(tape.tensors)
-    for number, node in enumerate(tape.program.nodes):
+    result: Gradients = [None] * len(tensors)
+    for number, node in enumerate(program.nodes):
         operation = node.operation
         if operation is None or not operation.tensors:
             continue
-        adjoint, source = _there(tape.adjoints[number + 1]), node.sources[0]
+        source = node.sources[0]
         found = operation.merged(
-            adjoint, e, _there(tape.values[source]), _there(tape.tangents[source]), tape.saved[number], tape.own(number)
+            _there(adjoints[number + 1]),
+            e,
+            _there(tape.values[source]),
+            _there(tangents[source]),
+            tape.saved[number],
+            [tensors[i] for i in operation.tensors],
         )
         for position, gradient in zip(operation.tensors, found, strict=True):
             result[position] = gradient
