@@ -118,7 +118,8 @@ MISTAKES = {
     "no such variant": (["--only", "sobolef"], "did you mean 'sobolev'?"),
     "no such device": (["--device", "tpu"], "expected auto, cpu, cuda"),
     "order 2 of a piecewise linear student": (
-        ["--only", "sobolev", "--set", "student.activation=relu", "--set", "objective.derivatives=[{order: 2}]"], "zero everywhere",
+        ["--only", "sobolev", "--set", "student.activation=relu", "--set", "objective.derivatives=[{order: 2}]"],
+        "zero everywhere",
     ),
     "a head that the target cannot answer for": (["--set", "objective.head=log-softmax"], "the head identity"),
     "early stopping without evaluations": (
