@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from sobolev.cli import host_of
 from sobolev.errors import SobolevError
+
+if TYPE_CHECKING:
+    from sobolev.describe import Option
 
 
 @click.command()
@@ -36,7 +40,11 @@ def validate(ctx: click.Context, recipes: tuple[Path, ...], overrides: tuple[str
 @click.argument("kind", required=False)
 @click.pass_context
 def list_components(ctx: click.Context, kind: str | None) -> None:
-    """List plugins and components, of one KIND (target, estimator, student, ...) or of all."""
+    """List plugins and components, of one KIND (target, estimator, student, ...) or of all.
+
+    The plugin that a component comes from stands behind it, unless it is built in. A plugin that cannot be loaded is
+    shown as broken, with the reason.
+    """
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -52,7 +60,8 @@ def list_components(ctx: click.Context, kind: str | None) -> None:
     for name in KINDS if kind is None else (kind,):
         made = Table(title=name, title_justify="left", box=None, padding=(0, 2), show_header=False)
         for entry in sorted(host.registry.entries[name].values(), key=lambda e: e.name):
-            made.add_row(f"[bold]{entry.name}[/]", escape(entry.summary), f"[dim]{escape(entry.plugin)}[/]")
+            origin = "" if entry.plugin.startswith(("sobolev ", "torch")) else f"  [dim]{escape(entry.plugin)}[/]"
+            made.add_row(f"[bold]{entry.name}[/]", escape(entry.summary) + origin)
         if made.row_count:
             console.print(made)
     if kind is None:
@@ -71,42 +80,30 @@ def show(ctx: click.Context, name: str, kind: str | None) -> None:
     """Show a component: what it is, its options, types and defaults."""
     import inspect
 
-    from pydantic_core import PydanticUndefined
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    from sobolev.registry import default_of, did_you_mean
+    from sobolev.describe import fields_of, groups_of, options_of
+    from sobolev.registry import did_you_mean
 
     registry = host_of(ctx).registry
     found = [entries[name] for k, entries in registry.entries.items() if name in entries and kind in (None, k)]
     if not found:
         names = [n for k, entries in registry.entries.items() if kind in (None, k) for n in entries]
         raise click.UsageError(f"there is no component {name!r}; {did_you_mean(name, names)}")
-    console = Console()
     for entry in found:
-        console.print(f"[bold]{entry.kind} {entry.name}[/]  [dim]{escape(entry.plugin)}[/]")
-        console.print(inspect.getdoc(entry.factory) or "", markup=False, highlight=False)
+        click.echo(click.style(f"{entry.kind} {entry.name}", bold=True) + f"  ({entry.plugin})")
+        click.echo((inspect.getdoc(entry.factory) or entry.summary).strip())
         if entry.kind == "command":
             continue
-        made = Table(box=None, padding=(0, 2))
-        for column in ("option", "type", "default", ""):
-            made.add_column(column)
-        for option, info in entry.options.model_fields.items():
-            default = default_of(entry.options, option)
-            shown = "required" if default is PydanticUndefined else repr(default)
-            inner = entry.nested.get(option)
-            made.add_row(
-                option,
-                escape(f"a {inner.name}" if inner else _type_name(info.annotation)),
-                escape(shown),
-                escape(info.description or ""),
-            )
-        if made.row_count:
-            console.print(made)
+        groups = groups_of(entry.options)
+        for option in options_of(entry):
+            click.echo("\n" + _option(option, "  "))
+            for group in groups.get(option.name, ()):
+                click.echo("\n".join(_option(inner, "      ") for inner in fields_of(group)))
 
 
-def _type_name(annotation: object) -> str:
-    name = getattr(annotation, "__name__", None)
-    text = name if isinstance(annotation, type) and name else str(annotation)
-    return text.replace("typing.", "").replace("NoneType", "None")
+def _option(option: Option, indent: str) -> str:
+    """Return an option with its type, default and description."""
+    default = "  (required)" if option.default is None else f" = {option.default}"
+    line = f"{indent}{click.style(option.name, bold=True)}: {option.type}{default}"
+    if not option.description:
+        return line
+    return line + "\n" + click.wrap_text(option.description, 100, f"{indent}    ", f"{indent}    ")
