@@ -92,17 +92,20 @@ def _article(kind: str) -> str:
 
 
 def _field_type(info: FieldInfo) -> str:
-    text = type_text(info.annotation)
-    bounds = _bounds(info.metadata)
-    return f"{text} {bounds}" if bounds else text
+    return _bounded(type_text(info.annotation), _bounds(info.metadata))
+
+
+def _bounded(text: str, bounds: str) -> str:
+    if not bounds:
+        return text
+    return f"{text.removesuffix(' or null')} {bounds} or null" if text.endswith(" or null") else f"{text} {bounds}"
 
 
 def type_text(annotation: Any) -> str:
     """Return an annotation in words."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        text, bounds = type_text(arguments[0]), _bounds(arguments[1:])
-        return f"{text} {bounds}" if bounds else text
+        return _bounded(type_text(arguments[0]), _bounds(arguments[1:]))
     if origin is Literal:
         return " or ".join(str(value) for value in arguments)
     if origin in (typing.Union, types.UnionType):

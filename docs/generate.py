@@ -1,0 +1,132 @@
+"""Writes what the reference pages take from the code: ``python docs/generate.py``. Tests compare it with the pages.
+
+A page holds blocks ``<!-- generated: NAME -->`` ... ``<!-- end -->``; all else is written by hand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import click
+
+from sobolev import hookspecs
+from sobolev.cli import cli
+from sobolev.describe import Option, fields_of, groups_of, options_of
+from sobolev.host import default_host
+from sobolev.recipe import model
+from sobolev.registry import KINDS, PLUGGABLE, Entry
+
+DOCS = Path(__file__).parent
+FIRST_PARTY = ("sobolev ", "torch", "sobolev-atari ", "sobolev-synthetic-gradients ", "sobolev-wandb ")
+
+
+def hooks() -> str:
+    """Return every hook with its arguments."""
+    parts = []
+    for kind in PLUGGABLE:
+        hook = getattr(hookspecs, f"register_{kind}")
+        arguments = ", ".join(inspect.signature(hook).parameters)
+        parts.append(f"### `register_{kind}({arguments})`\n\n{inspect.getdoc(hook)}")
+    return "\n\n".join(parts)
+
+
+def components() -> str:
+    """Return every component of the packages in this repository, by kind."""
+    registry = default_host().registry
+    parts = []
+    for kind in KINDS:
+        if kind == "command":
+            continue
+        parts.append(f"## {kind.capitalize()}s")
+        entries = [e for e in registry.entries[kind].values() if e.plugin.startswith(FIRST_PARTY)]
+        parts += [_component(entry) for entry in sorted(entries, key=lambda e: e.name)]
+    return "\n\n".join(parts)
+
+
+def _component(entry: Entry) -> str:
+    package = entry.plugin.partition(" ")[0]
+    origin = "" if package in ("sobolev", "torch") else f" ({package})"
+    text = (inspect.getdoc(entry.factory) or entry.summary).partition("\nArgs:")[0].strip()
+    parts = [f"### {entry.kind} `{entry.name}`{origin}", _plain(text)]
+    options = options_of(entry)
+    if options:
+        parts.append(_table(options, groups_of(entry.options)))
+    for name, groups in groups_of(entry.options).items():
+        for group in groups:
+            parts.append(f"`{name}`: {_plain((inspect.getdoc(group) or '').partition(chr(10))[0])}")
+            parts.append(_table(fields_of(group)))
+    return "\n\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    return text.replace("``", "`")
+
+
+def _table(options: list[Option], groups: Collection[str] = ()) -> str:
+    """Return options as a table; those of ``groups`` have one of their own, where their defaults stand."""
+    lines = ["| option | type | default | |", "|---|---|---|---|"]
+    for option in options:
+        default = "required" if option.default is None else f"`{option.default}`"
+        if option.name in groups and (option.default or "").startswith(("{", "[{")):
+            default = "see below"
+        cells = [f"`{option.name}`", option.type, default, option.description]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def fields() -> str:
+    """Return every field of a recipe, group by group."""
+    parts = []
+    for title, group in (
+        ("The top level", model.Recipe), ("`train`", model.Train), ("One of `train.phases`", model.Phase),
+        ("`train.stop`", model.EarlyStop), ("`train.checkpoint`", model.Checkpoints), ("`evaluate`", model.Evaluate),
+    ):  # fmt: skip
+        parts += [f"### {title}", _plain(inspect.getdoc(group) or ""), _table(fields_of(group), groups_of(group))]
+    return "\n\n".join(parts)
+
+
+def commands() -> str:
+    """Return the help of every command of `sobolev` itself."""
+    context = click.Context(cli, info_name="sobolev", max_content_width=100, terminal_width=100)
+    context.obj = default_host()
+    parts = []
+    for name in own_commands():
+        command = cli.get_command(context, name)
+        assert command is not None
+        inner = click.Context(command, info_name=name, parent=context, max_content_width=100, terminal_width=100)
+        parts.append(f"## `sobolev {name}`\n\n```text\n{command.get_help(inner).strip()}\n```")
+    return "\n\n".join(parts)
+
+
+def own_commands() -> list[str]:
+    """Return the names of the commands that come with `sobolev`."""
+    from sobolev.cli import _COMMANDS
+
+    built_in = [e.name for e in default_host().registry.entries["command"].values() if e.plugin.startswith("sobolev ")]
+    return sorted({*_COMMANDS, *built_in})
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "hooks": hooks, "components": components, "fields": fields, "commands": commands,
+}  # fmt: skip
+PAGES = ("hooks.md", "components.md", "recipes.md", "commands.md")
+
+
+def render(text: str) -> str:
+    """Return a page with its blocks as the code is now."""
+
+    def block(found: re.Match[str]) -> str:
+        return f"<!-- generated: {found[1]} -->\n\n{BLOCKS[found[1]]()}\n\n<!-- end -->"
+
+    return re.sub(r"<!-- generated: (\w+) -->.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        file = DOCS / page
+        file.write_text(render(file.read_text()))
+        print(file, file=sys.stderr)
