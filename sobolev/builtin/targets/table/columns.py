@@ -131,10 +131,11 @@ def _by_pattern(
             else:
                 absent.append(column)
     if absent:
+        hint = did_you_mean(absent[0], table.names)
         shown = ", ".join(map(repr, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
         faults.add(
             f"{table.file}: partials: the pattern {pattern!r} expects {shown}, which "
-            f"{'is' if len(absent) == 1 else 'are'} not there; {did_you_mean(absent[0], table.names)}. If these were "
+            f"{'is' if len(absent) == 1 else 'are'} not there; {hint}{'' if hint.endswith('?') else '.'} If these were "
             "not recorded, list those that were: partials: {output: {input: column}}"
         )
     roles = {*inputs, *outputs, *found.values()}
