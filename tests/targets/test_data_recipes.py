@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from sobolev.builtin.examples import cantilever
 
 DATA = Path(__file__).parents[2] / "recipes/data"
