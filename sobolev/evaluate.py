@@ -66,6 +66,12 @@ def _measure(experiment: Experiment, batch: Batch, memory: int) -> dict[str, Mea
         for key in (VALUE, *probes[site].keys):
             means[f"{site}/{key_name(key)}"] = _error(key, where, probes[site], prediction[site], reference[site])
     means |= experiment.target.metrics(points, reference, prediction)
+    for site in points:
+        # A member's own error says less than that of the mean, where there is one.
+        ensemble = experiment.sites[site].ensemble
+        for key in (VALUE, *probes[site].keys) if ensemble else ():
+            if f"{ensemble}/{key_name(key)}" in means:
+                del means[f"{site}/{key_name(key)}"]
     return means
 
 

@@ -101,7 +101,8 @@ class WrittenOut(nn.Module):
             slope = silu_slope(one, before) if silu else activation.slope(one, before, after)
             return adjoint * slope.unsqueeze(1)
         if isinstance(operation, ops.Flatten):
-            return adjoint.unflatten(2, before.shape[1:])
+            unflattened: Tensor = adjoint.unflatten(2, before.shape[1:])
+            return unflattened
         pulled: Tensor = operation.pull(adjoint, None, self._own(operation))
         return pulled
 

@@ -145,3 +145,29 @@ def test_scikit_learn_is_optional() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "pip install 'sobolev[learn]'" in done.stdout, done.stderr
+
+
+def test_the_default_recipe_is_the_default_regressor() -> None:
+    from pathlib import Path
+
+    import torch
+
+    from sobolev.arrays import Samples
+    from sobolev.host import default_host
+    from sobolev.recipe.plan import load_plans
+
+    file = Path(__file__).parents[1] / "recipes" / "surrogates" / "default.yaml"
+    (plan,) = load_plans(file, default_host().registry)
+    default = SobolevRegressor()
+    ours = default._recipe(Samples(torch.zeros(1, 2), torch.zeros(1, 1), torch.zeros(1, 1, 2)))
+    for part in ("student", "objective", "dtype"):
+        given, filled = getattr(ours, part), getattr(plan.recipe, part)
+        if part == "objective":  # a checked recipe has every default filled in
+            filled = {**filled, "derivatives": [{"weight": t["weight"]} for t in filled["derivatives"]]}
+        assert (given if part == "dtype" else {k: filled[k] for k in given}) == given
+    assert plan.recipe.target["members"] == default.members
+    assert [(p.steps, p.optimizer["use"]) for p in ours.train.phases] == [
+        (p.steps, p.optimizer["use"]) for p in plan.recipe.train.phases
+    ]
+    for given, filled in zip(ours.train.phases, plan.recipe.train.phases, strict=True):
+        assert {k: filled.optimizer[k] for k in given.optimizer} == given.optimizer
