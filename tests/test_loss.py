@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -152,3 +154,16 @@ def test_mistakes_are_explained() -> None:
     with pytest.raises(ComponentError, match="log-loss"):
         SobolevLoss(head="log-loss")
     assert SobolevLoss(derivatives=[])(module, x, y).requires_grad
+
+
+def test_the_documentation_runs() -> None:
+    pytest.importorskip("sklearn")
+    text = (Path(__file__).parents[1] / "docs" / "api.md").read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    # The regressor of the page with fewer steps.
+    blocks[0] = blocks[0].replace("random_state=0", "random_state=0, adam_steps=20, polish_iterations=20")
+    for block in blocks:
+        exec(compile(block, "docs/api.md", "exec"), names)
+    assert names["partials"].shape == (30, 2)  # type: ignore[attr-defined]
