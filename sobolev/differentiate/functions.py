@@ -7,6 +7,7 @@ once more is an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -117,6 +118,13 @@ def _unchanged(ctx: Any) -> Batch:
     return batch
 
 
+def _full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """A backward pass that is called under autocast computes as its forward pass did."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
 class Jet(torch.autograd.Function):
     """z and ``<z, v_j>``'s gradients by x, for cotangents that do not depend on z (identity head)."""
 
@@ -142,7 +150,8 @@ class Jet(torch.autograd.Function):
         name = "merged_gradients" if merged else "jet_gradients"
         stage = batch.stages.merged_gradients if merged else batch.stages.jet_gradients
         parts = zip(batch.states, batch.parts(e), batch.parts(u, 1), strict=True)
-        found = [batch.run(name, stage, batch.tensors, *part) for part in parts]
+        with _full_precision(batch.tensors[0].device):
+            found = [batch.run(name, stage, batch.tensors, *part) for part in parts]
         return None, None, None, None, *_summed(found)
 
 
@@ -162,7 +171,9 @@ class Values(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, e: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, None, *_unchanged(ctx).gradients(e)
+        batch = _unchanged(ctx)
+        with _full_precision(batch.tensors[0].device):
+            return None, None, *batch.gradients(e)
 
 
 class Reverse(torch.autograd.Function):
@@ -177,7 +188,8 @@ class Reverse(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
-        return None, u.new_zeros(()), ctx.batch.push(u)
+        with _full_precision(u.device):
+            return None, u.new_zeros(()), ctx.batch.push(u)
 
 
 class Forward(torch.autograd.Function):
@@ -192,7 +204,8 @@ class Forward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
-        ctx.batch.pull(w)
+        with _full_precision(w.device):
+            ctx.batch.pull(w)
         return None, w.new_zeros(()), None
 
 
@@ -218,7 +231,8 @@ class Along(torch.autograd.Function):
         batch = _unchanged(ctx)
         parts = zip(batch.states, batch.parts(e), batch.parts(w, 1), strict=True)
         stage = batch.stages.along_gradients
-        found = [batch.run("along_gradients", stage, batch.tensors, *part) for part in parts]
+        with _full_precision(batch.tensors[0].device):
+            found = [batch.run("along_gradients", stage, batch.tensors, *part) for part in parts]
         return None, None, None, *_summed(found)
 
 

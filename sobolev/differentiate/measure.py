@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from sobolev.differentiate.autograd import differentiate
 from sobolev.differentiate.compile import Compiler, reason_against
 from sobolev.differentiate.linearize import Linearizer
 from sobolev.differentiate.program import Program, Unrecognised, recognise
+from sobolev.differentiate.recompute import Pieces, graph_bytes, pieces, recomputed
 from sobolev.differentiate.stages import run_eagerly
 from sobolev.errors import ComponentError, DerivativeError
 from sobolev.heads import Head
@@ -34,12 +36,15 @@ class Policy:
         compile: ``auto`` or ``never``; smoke runs never compile.
         memory: bound in bytes for the derivatives of one measurement, or None.
         precision: ``float32``: a measurement with derivatives leaves autocast; ``autocast``: it stays.
+        autocast: the type of matrix products where autocast is used, or None: then an autocast that is already
+            active decides.
     """
 
     steps: int
     compile: str = "auto"
     memory: int | None = None
     precision: str = "float32"
+    autocast: torch.dtype | None = None
 
 
 def kind(contraction: Contraction) -> str:
@@ -68,6 +73,14 @@ class _Choice:
     reason: str
 
 
+def _asked(probe: Probe) -> tuple[tuple[Key, str], ...]:
+    return tuple((key, kind(contraction)) for key, contraction in probe.contractions.items())
+
+
+def _name(asked: tuple[tuple[Key, str], ...]) -> str:
+    return " and ".join(f"{key_name(key)} ({what})" for key, what in asked)
+
+
 class Measurer:
     """Measures one site's student.
 
@@ -93,6 +106,7 @@ class Measurer:
         self._choices: dict[str, _Choice] = {}
         self._known: dict[Any, _Choice] = {}
         self._programs: dict[bool, Program | str] = {}
+        self._graphs: dict[Any, tuple[int, int]] = {}
         self._linearizers: dict[tuple[bool, bool], Linearizer] = {}
 
     def value(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -103,6 +117,8 @@ class Measurer:
         """
         z = self.module(*(inputs[name] for name in self.names))
         self._check(z, inputs)
+        if self.policy.autocast is not None:
+            z = z.to(next(iter(inputs.values())).dtype)  # heads and losses compute in full precision
         return self.head(z, inputs)
 
     def _check(self, z: Tensor, inputs: Mapping[str, Tensor]) -> None:
@@ -124,20 +140,89 @@ class Measurer:
             DerivativeError: a second derivative that is zero everywhere.
             ComponentError: a student or a probe whose shape does not fit.
         """
+        with self._precision(points, bool(probe.contractions)):
+            if not probe.contractions:
+                with torch.set_grad_enabled(create_graph):
+                    return Jet(self.value(points.inputs))
+            cut = self._cut(points, probe) if create_graph and self.policy.memory is not None else None
+            if cut is not None:
+                m = self.head.outputs(self.site.outputs)
+                return recomputed(self._whole, self.module, points, probe, m, cut, detached)
+            jet = self._whole(points, probe, create_graph, detached)
+        return jet if create_graph else jet.detach()
+
+    def _whole(self, points: Points, probe: Probe, create_graph: bool, detached: frozenset[Key] = frozenset()) -> Jet:
         if not probe.contractions:
             with torch.set_grad_enabled(create_graph):
                 return Jet(self.value(points.inputs))
-        context: AbstractContextManager[object] = nullcontext()
+        choice = self._choice(points, probe, detached if create_graph else frozenset(), create_graph)
+        if choice.engine == GENERAL or not len(points):  # a process without samples only takes part
+            return differentiate(self.value, points, probe, create_graph, detached, couples(self.module))
+        return self._by_passes(points, probe, create_graph, choice)
+
+    def _precision(self, points: Points, derivatives: bool) -> AbstractContextManager[object]:
+        """Return the context that gives matrix products their type."""
         device = next(iter(points.inputs.values())).device.type
-        if self.policy.precision == "float32" and torch.is_autocast_enabled(device):
-            context = torch.autocast(device, enabled=False)
-        with context:
-            choice = self._choice(points, probe, detached if create_graph else frozenset(), create_graph)
-            if choice.engine == GENERAL or not len(points):  # a process without samples only takes part
-                jet = differentiate(self.value, points, probe, create_graph, detached, couples(self.module))
-            else:
-                jet = self._by_passes(points, probe, create_graph, choice)
-        return jet if create_graph else jet.detach()
+        if derivatives and self.policy.precision == "float32":
+            return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        if self.policy.autocast is None:
+            return nullcontext()
+        return torch.autocast(device, dtype=self.policy.autocast)
+
+    def _cut(self, points: Points, probe: Probe) -> Pieces | None:
+        """Return into which pieces a measurement under a memory bound is cut; None where it fits as a whole.
+
+        Raises:
+            DerivativeError: samples that influence each other, which cannot be measured apart.
+        """
+        whole = [key for key, contraction in probe.contractions.items() if contraction.full]
+        if not whole or not len(points) or self.policy.memory is None:
+            return None
+        if couples(self.module):
+            raise DerivativeError(
+                "estimator: a bound 'memory' needs independent samples, but the student has BatchNorm with the "
+                "statistics of the batch: remove the bound, or use GroupNorm or LayerNorm"
+            )
+        m = self.head.outputs(self.site.outputs)
+        kept = 0
+        for key in whole:
+            sizes = math.prod(math.prod(points.inputs[name].shape[1:]) for name in key)
+            kept += len(points) * m * sizes * points.inputs[key[0]].element_size()
+        asked = (tuple(whole), self.module.training)
+        if asked not in self._graphs:
+            self._graphs[asked] = self._graph_bytes(points, probe)
+        cut = pieces(self.policy.memory, kept, *self._graphs[asked], len(points), m)
+        if cut is not None:
+            name = _name(_asked(probe))
+            known = self._choices.get(name)
+            text = f"computed again in the backward pass, {cut.rows} samples and {cut.outputs} outputs at a time"
+            if known is not None and text not in known.reason:
+                self._choices[name] = replace(known, reason=f"{known.reason}; {text}")
+        return cut
+
+    def _graph_bytes(self, points: Points, probe: Probe) -> tuple[int, int]:
+        """Return the bytes per sample that the graphs of its value and of one component's derivatives keep."""
+        x = next(iter(points.inputs.values()))
+        choice = self._choice(points, probe, frozenset(), True)
+        if choice.engine != GENERAL:
+            numbers = sum(self._linearizer(points.inputs[self.names[0]], False).widths)
+            return 2 * numbers * x.element_size(), 2 * numbers * x.element_size()
+        one = replace(
+            points,
+            inputs={name: tensor[:1] for name, tensor in points.inputs.items()},
+            index=points.index[:1],
+            weight=None,
+            known={},
+        )
+        m = self.head.outputs(self.site.outputs)
+        unit = torch.eye(m, dtype=x.dtype, device=x.device)[:1].expand(1, 1, m)
+        first = Probe({
+            key: Contraction(unit, (None,) * len(key)) for key, c in probe.contractions.items() if c.full
+        })  # fmt: skip
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            value = graph_bytes(self.module, lambda: self.value(one.inputs))
+            both = graph_bytes(self.module, lambda: self._whole(one, first, True))
+        return value, max(1, both - value)
 
     def engine(self, points: Points, probe: Probe, detached: frozenset[Key] = frozenset()) -> str:
         """Return which engine measures a probe, by a rule that looks at structure alone; `describe` tells it.
@@ -149,7 +234,7 @@ class Measurer:
 
     def _choice(self, points: Points, probe: Probe, detached: frozenset[Key], create_graph: bool) -> _Choice:
         program = self._program()
-        asked = tuple((key, kind(contraction)) for key, contraction in probe.contractions.items())
+        asked = _asked(probe)
         # A program is made anew when a layer changes its mode; then the choice is too.
         known = self._known.get((program, asked, detached, create_graph))
         if known is None:
@@ -166,7 +251,7 @@ class Measurer:
         detached: frozenset[Key],
         create_graph: bool,
     ) -> _Choice:
-        name = " and ".join(f"{key_name(key)} ({what})" for key, what in asked)
+        name = _name(asked)
         if isinstance(program, Program) and not program.curved and self.head.linear:
             for key in probe.keys:
                 if len(key) > 1 and key not in detached:
@@ -188,7 +273,7 @@ class Measurer:
     def _passes(self, points: Points, probe: Probe, recorded: str, create_graph: bool) -> _Choice:
         """Return which passes measure a probe that a program can measure: compiled or eager ones."""
         why = "recognised layer by layer"
-        linearizer = self._linearizer(points.inputs[probe.keys[0][0]], False)
+        linearizer = self._linearizer(points.inputs[self.names[0]], False)
         if not create_graph:
             against = "not compiled, as no gradient is asked"
         elif recorded:
@@ -196,7 +281,7 @@ class Measurer:
         elif self.policy.compile == "never":
             against = "not compiled, as the recipe or a smoke run asks"
         else:
-            x = points.inputs[probe.keys[0][0]]
+            x = points.inputs[self.names[0]]
             against = reason_against(linearizer.program, sum(linearizer.widths), len(x), self.policy.steps, x.device)
         return _Choice(PASSES if against else COMPILED, f"{why}; {against}" if against else why)
 
@@ -218,10 +303,12 @@ class Measurer:
         (name,) = self.names
         if detached:
             return "some derivatives come without graph"
-        if probe.keys != ((name,),):
-            return f"the passes measure d/d{name} alone"
+        if (name,) not in probe.keys or any(len(key) != 1 for key in probe.keys):
+            return f"the passes measure first derivatives, d/d{name} among them"
         if name in self.head.inputs:
             return f"the head reads {name} too"
+        if self.policy.precision != "float32":
+            return "the passes compute in full precision"
         return ""
 
     def _linearizer(self, x: Tensor, compiled: bool) -> Linearizer:
@@ -240,11 +327,15 @@ class Measurer:
         return found
 
     def _by_passes(self, points: Points, probe: Probe, create_graph: bool, choice: _Choice) -> Jet:
-        ((key, contraction),) = probe.contractions.items()
-        x = points.inputs[key[0]].detach()
+        (name,) = self.names
+        x = points.inputs[name].detach()
         linearizer = self._linearizer(x, choice.engine == COMPILED)
-        value, derivative = linearizer.measure(x, points.inputs, contraction, create_graph)
-        return Jet(value, {key: derivative})
+        held = {key[0]: contraction for key, contraction in probe.contractions.items() if key != (name,)}
+        value, derivative, by_held = linearizer.measure(x, points.inputs, probe.contractions[name,], create_graph, held)
+        if not held:
+            return Jet(value, {(name,): derivative})
+        found = {name: derivative, **by_held}
+        return Jet(value, {key: found[key[0]] for key in probe.keys})
 
     def describe(self) -> dict[str, str]:
         """Return which engine measured what, and why; recorded with the run."""
