@@ -17,7 +17,7 @@ from sobolev.errors import SobolevError
 from sobolev.recipe.plan import RunPlan
 from sobolev.run import Result, Settings
 
-_INTERVAL = 0.1  # seconds between progress messages of a worker
+_INTERVAL = 0.25  # seconds between progress messages of a worker
 
 
 class Display(Protocol):
@@ -73,7 +73,7 @@ def _in_process(
                         host,
                         world,
                         settings,
-                        _limited(lambda *a, i=index: display.progress(i, *a)),
+                        limited(lambda *a, i=index: display.progress(i, *a)),
                         lambda: flag.requested,
                         display.say,
                     )
@@ -97,7 +97,7 @@ def _explained(results: Sequence[Result], signum: int, planned: int) -> list[Res
     return told + [stopped] * (planned - len(told))
 
 
-def _limited(
+def limited(
     report: Callable[[int, int, Mapping[str, float]], None],
 ) -> Callable[[int, int, Mapping[str, float]], None]:
     """Return a progress function that passes on a few calls a second, and the last one."""
@@ -155,7 +155,7 @@ def _worker(connection: Connection, device: str, settings: Settings, options: Ho
                 return
             try:
                 result = execute(
-                    task, host, world, settings, _limited(lambda *a: send("progress", *a)), stop,
+                    task, host, world, settings, limited(lambda *a: send("progress", *a)), stop,
                     lambda text: send("say", text),
                 )  # fmt: skip
             except SobolevError as error:

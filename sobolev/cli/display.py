@@ -26,6 +26,7 @@ class RichDisplay:
             TextColumn("{task.fields[note]}"),
             console=console,
             transient=True,
+            refresh_per_second=4,  # drawing takes more than a millisecond of the training's core
         )
 
     def __enter__(self) -> RichDisplay:
