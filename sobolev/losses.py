@@ -51,11 +51,12 @@ def per_sample(
     rows = prediction.shape[0]
     if loss == "squared-l2" and known is None and (probes or 1) == 1:
         # The usual case in as few operations as there are: at small batches they are what a step costs.
-        losses = F.mse_loss(prediction, reference, reduction="none").reshape(rows, -1).sum(dim=1)
+        losses = F.mse_loss(prediction, reference, reduction="none").flatten(1).sum(dim=1)
         if reduce == "mean":
             losses = losses / max(1, prediction.shape[1:].numel())
         return losses, torch.ones(rows, dtype=losses.dtype, device=losses.device)
-    difference = (prediction - reference).reshape(rows, probes or 1, -1)
+    k = probes or 1  # the size is written out, because rows may be 0 in one of several processes
+    difference = (prediction - reference).reshape(rows, k, prediction.shape[1:].numel() // k)
     mask = None if known is None else known.reshape(difference.shape)
     if mask is not None:
         difference = difference * mask
