@@ -159,6 +159,7 @@ def build(
     smoke: bool = False,
     blank: bool = False,
     saved: Path | None = None,
+    engines: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Experiment:
     """Make the parts of a run.
 
@@ -172,6 +173,7 @@ def build(
         smoke: nothing is compiled.
         blank: the student's weights and scaling will be read from a file, so that nothing of the data is measured.
         saved: the finished run's directory that they will be read from.
+        engines: by site, what measured derivatives when the run began; a resumed run goes on with it.
 
     Raises:
         ComponentError: parts that do not fit together; says which and what would.
@@ -219,8 +221,17 @@ def build(
     module.to(device=world.device, dtype=context.dtype)
     world.broadcast(module)
     steps = sum(phase.steps for phase in recipe.train.phases) or recipe.train.steps
-    policy = Policy(steps=steps, compile="never" if smoke else recipe.train.compile, memory=estimator.memory)
-    experiment.measurers = {name: Measurer(module[name], objective.head, sites[name], policy) for name in sites}
+    policy = Policy(
+        steps=steps,
+        compile="never" if smoke else recipe.train.compile,
+        memory=estimator.memory,
+        precision="autocast" if recipe.precision == "bfloat16-derivatives" else "float32",
+        autocast=None if recipe.precision == "full" else torch.bfloat16,
+    )
+    began = engines or {}
+    experiment.measurers = {
+        name: Measurer(module[name], objective.head, site, policy, began.get(name)) for name, site in sites.items()
+    }
     return experiment
 
 

@@ -86,6 +86,7 @@ def execute(
             cache=settings.root / ".cache",
             say=say,
             smoke=settings.smoke,
+            engines=loaded.state.get("engines") if loaded else None,
         )
         stack.callback(experiment.target.close)
         trackers: list[tuple[str, Tracker]] = []

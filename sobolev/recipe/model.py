@@ -98,7 +98,9 @@ class Recipe(_Strict):
     train: Train = Field(Train(), description="the loop")
     evaluate: Evaluate = Field(Evaluate(), description="held-out measurement")
     dtype: Literal["float32", "float64"] = Field("float32", description="of student and derivatives")
-    precision: Literal["full", "bfloat16"] = Field("full", description="of matrix products in the value term")
+    precision: Literal["full", "bfloat16", "bfloat16-derivatives"] = Field(
+        "full", description="of matrix products: bfloat16 where a step measures values alone, or with derivatives too"
+    )
     seeds: Seeds = Field(1, description="how many, from 0, or which")
     variants: dict[Name, dict[str, Any]] = Field(default={}, description="dotted fields that a variant changes")
     matrix: dict[str, list[Any]] = Field(default={}, description="dotted field -> values; all combinations are run")
