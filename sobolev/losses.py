@@ -49,7 +49,7 @@ def per_sample(
         p, q = (prediction, reference) if loss == "kl-student-teacher" else (reference, prediction)
         return (p.exp() * (p - q)).flatten(1).sum(1), torch.ones_like(prediction[:, 0]).detach()
     rows = prediction.shape[0]
-    if loss == "squared-l2" and known is None and (probes or 1) == 1:
+    if loss == "squared-l2" and known is None and weights is None and (probes or 1) == 1:
         # The usual case in as few operations as there are: at small batches they are what a step costs.
         losses = F.mse_loss(prediction, reference, reduction="none").flatten(1).sum(dim=1)
         if reduce == "mean":
