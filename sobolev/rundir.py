@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from sobolev.components import RunRecord
 from sobolev.errors import RecipeError
@@ -219,8 +220,17 @@ def number(value: Any) -> float:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Read a resolved recipe."""
-    loaded: dict[str, Any] = YAML(typ="safe", pure=True).load(file.read_text()) or {}
+    """Read a resolved recipe.
+
+    Raises:
+        RecipeError: it is none, such as a recipe that a user wrote.
+    """
+    try:
+        loaded = YAML(typ="safe", pure=True).load(file.read_text())
+    except (YAMLError, ValueError) as error:
+        raise RecipeError(f"{file}: not a saved recipe: {error}") from None
+    if not isinstance(loaded, dict) or not {"name", "variant", "seed"} <= loaded.keys():
+        raise RecipeError(f"{file.parent}: no run directory (its {file.name} is not that of a run)")
     return loaded
 
 
@@ -253,8 +263,13 @@ def read_run(directory: Path) -> RunRecord:
 
 def find_runs(root: Path) -> list[RunRecord]:
     """Return all runs at or below a directory, variants in the order in which they were made."""
-    found = sorted(root.rglob("recipe.yaml"), key=lambda file: (file.stat().st_mtime_ns, str(file)))
-    return [read_run(file.parent) for file in found]
+    found = []
+    for file in sorted(root.rglob("recipe.yaml"), key=lambda file: (file.stat().st_mtime_ns, str(file))):
+        try:
+            found.append(read_run(file.parent))
+        except RecipeError:  # a user's own recipe.yaml
+            continue
+    return found
 
 
 def environment(recipe: Path) -> dict[str, Any]:

@@ -1,0 +1,75 @@
+"""Held-out errors: squared-L2 of value and first derivatives, whatever was trained, however they are batched."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from families import Tabulated, experiment
+
+from sobolev import ComponentError
+from sobolev.evaluate import check_names, evaluate
+
+TABLE = "target={use: tabulated, rows: 24}"
+
+
+def test_errors_are_means_over_weighted_known_entries(tmp_path: Path) -> None:
+    made = experiment(tmp_path, TABLE, "objective={value: {loss: l1}, derivatives: [{loss: norm}]}")
+    target = made.target
+    assert isinstance(target, Tabulated) and target.weight is not None
+    sums, counts = {"value": 0.0, "d/dx": 0.0}, {"value": 0.0, "d/dx": 0.0}
+    for i in range(24, 32):
+        x = target.x[i : i + 1].clone().requires_grad_()
+        z = made.module["table"](x)[0]
+        slopes = torch.stack([torch.autograd.grad(z[j], x, retain_graph=True)[0][0] for j in range(2)])
+        for name, mine, theirs in (("value", z, target.value_[i]), ("d/dx", slopes, target.partials[i])):
+            there = ~theirs.isnan()
+            w = float(target.weight[i])
+            sums[name] += w * float((mine.detach() - theirs)[there].square().sum())
+            counts[name] += w * float(there.double().mean())
+    found = evaluate(made, "test")
+    assert found.keys() == {"test/table/value", "test/table/d/dx"}
+    for name in sums:
+        assert found[f"test/table/{name}"] == pytest.approx(sums[name] / counts[name], rel=1e-12)
+
+
+def test_batches_make_no_difference(tmp_path: Path) -> None:
+    found = [evaluate(experiment(tmp_path, TABLE, f"evaluate.batch_size={n}"), "test") for n in (1, 3, 8, 100)]
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-12)
+
+
+def test_at_most_so_many_points_and_nothing_of_an_empty_split(tmp_path: Path) -> None:
+    some = experiment(tmp_path, "evaluate.points=3")
+    first = experiment(tmp_path)
+    assert evaluate(some, "test") == evaluate(first, "test", limit=3) != evaluate(first, "test")
+    assert evaluate(first, "validation") == {}
+
+
+def test_a_jacobian_over_the_bound_is_estimated_by_the_same_projections_every_time(tmp_path: Path) -> None:
+    whole = evaluate(experiment(tmp_path), "test")["test/sines/d/dx"]
+    made = experiment(tmp_path, "evaluate.memory=1")
+    estimate = evaluate(made, "test")["test/sines/d/dx"]
+    assert estimate != whole and abs(math.log(estimate / whole)) < math.log(1.5)
+    assert evaluate(experiment(tmp_path, "evaluate.memory=1", "train.steps=9"), "test")["test/sines/d/dx"] == estimate
+
+
+def test_the_student_is_left_in_the_mode_that_it_was_in(tmp_path: Path) -> None:
+    made = experiment(tmp_path, "student={use: dropping}")
+    made.module["sines"][0].eval()
+    modes = [module.training for module in made.module.modules()]
+    assert evaluate(made, "test") == evaluate(made, "test"), "dropout is off meanwhile"
+    assert [module.training for module in made.module.modules()] == modes
+    with pytest.raises(RuntimeError, match="enough"):
+        evaluate(made, "test", poll=lambda: (_ for _ in ()).throw(RuntimeError("enough")))
+    assert [module.training for module in made.module.modules()] == modes
+
+
+def test_names_of_metrics_are_checked_before_the_first_step(tmp_path: Path) -> None:
+    check_names(experiment(tmp_path, "evaluate.best=test/sines/d/dx"))
+    with pytest.raises(ComponentError, match=r"evaluate\.best: there is no metric 'test/sines/dx'.* did you mean"):
+        check_names(experiment(tmp_path, "evaluate.best=test/sines/dx"))
+    with pytest.raises(ComponentError, match=r"train\.stop: there is no metric"):
+        check_names(experiment(tmp_path, "train.stop={metric: loss}", "evaluate.every=1"))
