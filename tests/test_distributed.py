@@ -78,22 +78,24 @@ dtype: float64
 """
 
 
-def test_torchrun_trains_what_one_process_trains(tmp_path: Path) -> None:
+def test_torchrun_and_devices_train_what_one_process_trains(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE)
     command = ["-m", "sobolev", "run", str(recipe), "--device", "cpu", "--runs"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     students, summaries = [], []
-    for name, start in (("two", torchrun), ("one", [sys.executable])):
+    alone = [sys.executable]
+    for name, start, more in (("one", alone, ()), ("torchrun", torchrun, ()), ("two", alone, ("--devices", "2"))):
         done = subprocess.run(
-            [*start, *command, str(tmp_path / name)], env=one_thread(), capture_output=True, text=True, timeout=240
-        )
+            [*start, *command, str(tmp_path / name), *more],
+            env=one_thread(), capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("trained in") == 1, "only the first process speaks"
         run = tmp_path / name / "r/default/seed-0"
         students.append(load_file(run / "student.safetensors"))
         summaries.append(json.loads((run / "status.json").read_text())["summary"])
-    for name, tensor in students[0].items():
-        assert float((tensor - students[1][name]).abs().max()) < 1e-11, name
-    for name, value in summaries[0].items():
-        assert value == pytest.approx(summaries[1][name], rel=1e-9), name
+    for student, summary in zip(students[1:], summaries[1:], strict=True):
+        for name, tensor in students[0].items():
+            assert float((tensor - student[name]).abs().max()) < 1e-11, name
+        assert summary == pytest.approx(summaries[0], rel=1e-9)
