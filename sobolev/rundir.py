@@ -30,6 +30,7 @@ from sobolev.recipe.plan import RunPlan, difference
 from sobolev.recipe.source import write
 
 LOCK = "lock.json"
+_ASIDE = ("description", "tags", "track", "figures")  # no number depends on them
 _PACKAGES = ("sobolev", "torch", "numpy", "pydantic", "pluggy", "safetensors")
 
 
@@ -73,7 +74,8 @@ class RunDirectory:
         saved = self.path / "recipe.yaml"
         if not saved.is_file():
             return "new"
-        lines = difference(read_yaml(saved), plan.resolved())
+        before, now = ({k: v for k, v in r.items() if k not in _ASIDE} for r in (read_yaml(saved), plan.resolved()))
+        lines = difference(before, now)
         if lines and not self._worth_keeping():
             return "new"
         if lines:

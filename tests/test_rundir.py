@@ -33,6 +33,7 @@ def test_a_directory_describes_its_run(tmp_path: Path) -> None:
     assert [found.directory for found in find_runs(tmp_path / "runs")] == [directory.path]
     with pytest.raises(RecipeError, match=r"train\.steps: 6 -> 7"):
         directory.state(plan(tmp_path, "train.steps=7"))
+    assert directory.state(plan(tmp_path, "figures=[bars]", "tags=[new]", "track=[console]")) == "finished"
     for other in (tmp_path, tmp_path / "runs"):  # the first holds the recipe of a user
         with pytest.raises(RecipeError, match="no run directory"):
             read_run(other)

@@ -151,7 +151,10 @@ def _conclude(plans: list[RunPlan], host: Host, settings: Settings, trained: boo
     figures: list[Path] = []
     for spec in recipe.figures:
         try:
-            figures += host.registry.build("report", spec).draw(finished, home / "figures")
+            drawn = host.registry.build("report", spec).draw(finished, home / "figures")
+            figures += drawn
+            if not drawn:
+                console.print(f"figure {spec['use']}: there is nothing that it could be drawn from", style="yellow")
         except Exception as error:
             console.print(f"warning: figure {spec['use']}: {type(error).__name__}: {error}", style="yellow")
     if trained:
