@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -187,16 +188,23 @@ def _of_target(plan: RunPlan, registry: Any, name: str) -> Samples:
     from sobolev.build import answers, build
     from sobolev.builtin.targets.table.diagnose import Samples
     from sobolev.distributed import World
+    from sobolev.tables import split_unit
     from sobolev.vocabulary import Batch, Probe
 
     plan.recipe.dtype = "float64"
-    experiment = build(plan, registry, World(torch.device("cpu")), smoke=True)
+    target = registry.build("target", plan.recipe.target)
+    if not answers(target) or target.needs:
+        raise RecipeError(
+            f"{plan.file}: the target {name!r} brings no partials of its own: its derivatives are made from its values, so "
+            "that there is nothing to compare"
+        )
+    say = functools.partial(click.echo, err=True)
+    experiment = build(plan, registry, World(torch.device("cpu")), smoke=True, say=say)
     target = experiment.target
     try:
-        if not answers(target) or target.needs or len(experiment.sites) != 1:
+        if len(experiment.sites) != 1:
             raise RecipeError(
-                f"{plan.file}: the target {name!r} brings no partials of its own to compare with its values; what it "
-                "is differentiated by is right or wrong for other reasons"
+                f"{plan.file}: the target {name!r}: only one site is compared, not {len(experiment.sites)}"
             )
         ((site, where),) = experiment.sites.items()
         if len(where.differentiate) != 1 or len(where.inputs[where.differentiate[0]]) != 1:
@@ -212,8 +220,8 @@ def _of_target(plan: RunPlan, registry: Any, name: str) -> Samples:
     for numbers, mask in ((y, jet.known.get(())), (partials, jet.known.get(key))):
         if mask is not None:
             numbers[~mask.numpy()] = float("nan")
-    inputs = list(axes.inputs) if axes else [f"x{i}" for i in range(x.shape[1])]
-    outputs = list(axes.outputs) if axes else [f"y{i}" for i in range(y.shape[1])]
+    inputs = [split_unit(n)[0] for n in axes.inputs] if axes else [f"x{i}" for i in range(x.shape[1])]
+    outputs = [split_unit(n)[0] for n in axes.outputs] if axes else [f"y{i}" for i in range(y.shape[1])]
     columns = {(o, i): f"d{b}/d{a}" for o, b in enumerate(outputs) for i, a in enumerate(inputs)}
     return Samples(x, y, partials, inputs, outputs, columns, lambda row: f"training sample {row}")
 

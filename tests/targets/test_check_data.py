@@ -327,3 +327,18 @@ def test_rows_are_named_by_their_lines(tmp_path: Path) -> None:
     write(tmp_path / "data.csv", x, y, g)
     done = check(str(tmp_path / "data.csv"))
     assert done.exit_code == 2 and "(2)" in done.output and f"({ROWS + 2})" in done.output, done.output
+
+
+def test_a_function_that_returns_its_partials_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the cache of its results is below the working directory
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "name: r\ntarget:\n  use: blackbox\n  function: cantilever\n  partials: returned\n  train: 80\n  test: 0\n"
+        "  workers: 1\n  outputs: [deflection, stress]\n  units: {load: N}\n"
+        "  inputs: {load: [1000, 1200], length: [1.0, 1.2], width: [40, 50], height: [80, 90]}\nstudent: mlp\n"
+    )
+    done = check(str(recipe), "--json")
+    assert done.exit_code == 0, done.output + repr(done.exception)
+    (report,) = json.loads(done.stdout)
+    assert report["partials"][0]["column"] == "ddeflection/dload" and report["samples"] == 80
+    assert {p["verdict"] for p in report["partials"]} == {"agrees"}
