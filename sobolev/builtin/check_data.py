@@ -195,8 +195,8 @@ def _of_target(plan: RunPlan, registry: Any, name: str) -> Samples:
     target = registry.build("target", plan.recipe.target)
     if not answers(target) or target.needs:
         raise RecipeError(
-            f"{plan.file}: the target {name!r} brings no partials of its own: its derivatives are made from its values, "
-            "so that there is nothing to compare"
+            f"{plan.file}: the target {name!r} brings no partials of its own: its derivatives are made from its "
+            "values, so that there is nothing to compare"
         )
     say = functools.partial(click.echo, err=True)
     experiment = build(plan, registry, World(torch.device("cpu")), smoke=True, say=say)
