@@ -22,6 +22,7 @@ _TITLES = {
     "test/policy/d/dx": "derivative error",
     "score": "score",
 }
+_LINEAR = ("test/action-error", "score")  # shares, and numbers of any sign
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _panel(axes: Axes, groups: Sequence[_Group], metric: str, palette: Mapping[s
         colour = palette[group.approach]
         axes.plot(steps, np.median(values, 0), color=colour, label=group.approach, lw=1.6)
         axes.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.2, lw=0)
-    if positive and axes.lines:
+    if positive and axes.lines and metric not in _LINEAR:
         log_axis(axes)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8)
