@@ -7,15 +7,15 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as File
-from typing import Any
-
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from typing import TYPE_CHECKING, Any
 
 from sobolev.errors import RecipeError
 from sobolev.registry import Path, did_you_mean
+
+if (
+    TYPE_CHECKING
+):  # the parser is loaded when something is parsed: plugins import this module, `sobolev --help` does not
+    from ruamel.yaml import YAML
 
 _MOST_BYTES = 1_000_000
 _MOST_NODES = 100_000  # an alias is expanded where it is used: a small file must not become a large tree
@@ -119,6 +119,8 @@ def _step(node: Any, part: str, path: Path, mark: Mark) -> str | int:
 
 def parse_value(text: str) -> Any:
     """Return the value of ``--set a=text``, read as YAML."""
+    from ruamel.yaml.error import YAMLError
+
     try:
         return _plain(_yaml().load(text), (), "--set", None)
     except YAMLError:
@@ -131,6 +133,10 @@ def read(file: File) -> Document:
     Raises:
         RecipeError: unreadable, not YAML, tags, duplicate keys, too large; with its place.
     """
+    from ruamel.yaml.comments import CommentedMap
+    from ruamel.yaml.constructor import DuplicateKeyError
+    from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
     try:
         content = file.read_bytes()
     except OSError as error:
@@ -165,12 +171,16 @@ def read(file: File) -> Document:
 def _shape(loaded: Any) -> str:
     if loaded is None:
         return "empty"
+    from ruamel.yaml.comments import CommentedSeq
+
     return "a list" if isinstance(loaded, CommentedSeq) else f"the single value {loaded!r}"
 
 
 def write(data: Mapping[str, Any]) -> str:
     """Return plain data as YAML."""
     import io
+
+    from ruamel.yaml import YAML
 
     stream = io.StringIO()
     yaml = YAML(typ="safe", pure=True)
@@ -181,11 +191,15 @@ def write(data: Mapping[str, Any]) -> str:
 
 
 def _yaml() -> YAML:
+    from ruamel.yaml import YAML
+
     return YAML(typ="rt", pure=True)
 
 
 def _plain(node: Any, path: Path, file: str, document: Document | None, count: list[int] | None = None) -> Any:
     """Turn ruamel's nodes into plain data, and note places."""
+    from ruamel.yaml.comments import CommentedMap, CommentedSeq, TaggedScalar
+
     count = count if count is not None else [0]
     count[0] += 1
     if count[0] > _MOST_NODES or len(path) > 50:
