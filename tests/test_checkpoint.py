@@ -91,7 +91,7 @@ CASES = {
     "order 2, average": (
         "objective.derivatives=[{order: 1}, {order: 2, weight: 0.1}]", PROJECTED, "train.ema=0.8", "train.clip=1",
     ),
-    "learning target": ("target={use: online}", PROJECTED, "evaluate.every=5"),
+    "learning target": ("target={use: online}", "estimator={use: projected, side: input}", "evaluate.every=5"),
     "no student": ("target={use: online}", "student={use: 'null'}"),
     "phases, best student": (
         "train.phases=[{steps: 12, optimizer: {use: adam}}, {steps: 8, optimizer: {use: lbfgs, max_iter: 3}}]",

@@ -80,15 +80,26 @@ def _check_coupled(probe: Probe) -> None:
             )
 
 
-_NO_DERIVATIVE = ("is not implemented", "not differentiable", "not support", "derivative for")
+_NO_DERIVATIVE = (
+    "is not implemented",
+    "not differentiable",
+    "does not support",
+    "derivative for",
+    "differentiate twice",
+    "double backward",
+)
+
+
+def lacks_derivative(error: Exception) -> bool:
+    """Return whether an error of torch says that an operation has no derivative of the order that is needed."""
+    return any(part in str(error) for part in _NO_DERIVATIVE)
 
 
 def explained(error: Exception, probe: Probe) -> Exception:
     """Return an error that says what to do where an operation lacks a derivative; any other error as it is."""
-    text = str(error)
-    if isinstance(error, DerivativeError) or not any(part in text for part in _NO_DERIVATIVE):
+    if isinstance(error, DerivativeError) or not lacks_derivative(error):
         return error
-    first = text.strip().partition("\n")[0]
+    first = str(error).strip().partition("\n")[0]
     return DerivativeError(
         f"{', '.join(key_name(key) for key in probe.keys)} cannot be taken: {first}. An operation of the network has "
         "no derivative of the order that is needed. Replace it by elementary operations (fused attention: "

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sobolev.errors import ComponentError
-from sobolev.vocabulary import Contraction, Points, Probe
+from sobolev.vocabulary import Contraction, Key, Points, Probe, key_name
 
 _SLOTS = "pqrstuvwxyz"
 
@@ -60,6 +60,43 @@ def contract(derivative: Tensor, contraction: Contraction, known: Tensor | None 
     missing = torch.einsum(equation, (~known).to(derivative.dtype).reshape(operands[0].shape), *used).reshape(shape)
     asked = torch.stack([vector.any(dim=2) for vector in used]).all(dim=0)
     return contracted, (missing == 0) & asked.reshape(rows, k, *(1,) * (len(shape) - 2))
+
+
+def check(probe: Probe, points: Points, outputs: int) -> None:
+    """Compare the vectors of a probe with the points that they are for.
+
+    Args:
+        probe: what is asked.
+        points: where.
+        outputs: m, the size of the value.
+
+    Raises:
+        ComponentError: vectors of another shape; shows the shape that fits.
+    """
+    rows = len(points)
+    for key, contraction in probe.contractions.items():
+        k = contraction.probes
+        if k is None:
+            continue
+        output = contraction.output
+        if output is not None and (len(output) != rows or output.shape[2:] != (outputs,)):
+            raise _unfit(key, "output", output, f"({rows}, k, {outputs}) (B, k, m)")
+        for name, vector in zip(key, contraction.inputs, strict=True):
+            shape = points.inputs[name].shape[1:]
+            if vector is not None and (len(vector) != rows or vector.shape[2:] != shape):
+                raise _unfit(key, f"input {name!r}", vector, f"({rows}, k, {', '.join(map(str, shape))}) (B, k, *x)")
+        if any(v is not None and v.shape[1] != k for v in contraction.inputs):
+            counts = [v.shape[1] for v in (output, *contraction.inputs) if v is not None]
+            raise ComponentError(
+                f"the vectors of a probe for {key_name(key)} must have the same number of probes k, not {counts}"
+            )
+
+
+def _unfit(key: Key, side: str, vector: Tensor, expected: str) -> ComponentError:
+    return ComponentError(
+        f"a probe for {key_name(key)} holds vectors for the {side} of shape {tuple(vector.shape)}, expected "
+        f"{expected}: an estimator must draw vectors of the size of the side that it contracts"
+    )
 
 
 def restrict(probe: Probe, points: Points) -> Probe:

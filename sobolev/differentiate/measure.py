@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sobolev.differentiate.autograd import differentiate
+from sobolev.differentiate.blame import first_cut
 from sobolev.differentiate.compile import Compiler, reason_against
+from sobolev.differentiate.contract import check
 from sobolev.differentiate.linearize import Linearizer
 from sobolev.differentiate.program import Program, Unrecognised, recognise
 from sobolev.differentiate.recompute import Pieces, graph_bytes, pieces, recomputed
@@ -65,12 +67,13 @@ def couples(module: nn.Module) -> bool:
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Choice:
-    """Which engine measures a probe, and why."""
+    """Which engine measures a probe, and why; whether it is known that there is something to differentiate."""
 
     engine: str
     reason: str
+    checked: bool = False
 
 
 def _asked(probe: Probe) -> tuple[tuple[Key, str], ...]:
@@ -144,6 +147,7 @@ class Measurer:
             if not probe.contractions:
                 with torch.set_grad_enabled(create_graph):
                     return Jet(self.value(points.inputs))
+            check(probe, points, self.head.outputs(self.site.outputs))
             cut = self._cut(points, probe) if create_graph and self.policy.memory is not None else None
             if cut is not None:
                 m = self.head.outputs(self.site.outputs)
@@ -157,8 +161,25 @@ class Measurer:
                 return Jet(self.value(points.inputs))
         choice = self._choice(points, probe, detached if create_graph else frozenset(), create_graph)
         if choice.engine == GENERAL or not len(points):  # a process without samples only takes part
+            if create_graph and not choice.checked and len(points):
+                self._check_differentiable(points, probe)
+                choice.checked = True
             return differentiate(self.value, points, probe, create_graph, detached, couples(self.module))
         return self._by_passes(points, probe, create_graph, choice)
+
+    def _check_differentiable(self, points: Points, probe: Probe) -> None:
+        """Raise `DerivativeError` where the student's output does not depend on an input through autograd."""
+        if not any(p.requires_grad for p in self.module.parameters()):
+            return  # a student without parameters may well be constant
+        for name in self.names:
+            if any(name in key for key in probe.contractions):
+                culprit = first_cut(self.module, self.names, points.inputs, name)
+                if culprit is not None:
+                    raise DerivativeError(
+                        f"d/d{name} of the student {type(self.module).__name__} cannot be taken: its output does not "
+                        f"depend on {name} through autograd, which ends at {culprit}. It detaches, rounds, or leaves "
+                        "torch there; use differentiable operations, or set the weight of the derivative to 0"
+                    )
 
     def _precision(self, points: Points, derivatives: bool) -> AbstractContextManager[object]:
         """Return the context that gives matrix products their type."""

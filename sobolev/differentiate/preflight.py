@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from sobolev.differentiate.autograd import lacks_derivative
+from sobolev.differentiate.blame import without_double_backward
 from sobolev.errors import DerivativeError
 
 
@@ -59,7 +61,10 @@ def check_gradient(
         raise DerivativeError("the check of the gradient needs a module in float64: pass a copy made by .double()")
     if not parameters:
         return Agreement((), tolerance)
-    value, gradients = _gradient(loss, parameters)
+    try:
+        value, gradients = _gradient(loss, parameters)
+    except (RuntimeError, NotImplementedError) as error:
+        raise _once_only(loss, module, error) from error
     again = float(loss().detach())
     if again != value:
         raise DerivativeError(
@@ -74,6 +79,19 @@ def check_gradient(
     raise DerivativeError(_message(errors, blamed, tolerance))
 
 
+def _once_only(loss: Callable[[], Tensor], module: nn.Module, error: Exception) -> Exception:
+    """Return an error that names the layers without double backward; the error itself where it is another."""
+    if not lacks_derivative(error):
+        return error
+    named = without_double_backward(module, loss)
+    first = str(error).strip().partition("\n")[0]
+    return DerivativeError(
+        f"the loss cannot be differentiated by the parameters: {first}. Without a second derivative: "
+        f"{', '.join(named) or 'no single layer'}. Replace it by a layer of elementary operations (fused attention: "
+        "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)), or train on values only (weight 0 for the derivative)"
+    )
+
+
 def _gradient(loss: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple[float, list[Tensor]]:
     value = loss()
     if not value.requires_grad:
@@ -81,7 +99,16 @@ def _gradient(loss: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple
             "the loss does not depend on any parameter through autograd: the student detaches its output, runs under "
             "no_grad, or returns numbers of another library"
         )
-    found = torch.autograd.grad(value, parameters, allow_unused=True)
+    kept = [p.grad for p in parameters]
+    for p in parameters:
+        p.grad = None
+    try:
+        # As in training: grad() would not meet an operation that refuses to be differentiated twice.
+        value.backward()
+        found = [p.grad for p in parameters]
+    finally:
+        for p, before in zip(parameters, kept, strict=True):
+            p.grad = before
     return float(value.detach()), [
         torch.zeros_like(p) if g is None else g.detach() for p, g in zip(parameters, found, strict=True)
     ]

@@ -72,13 +72,20 @@ class Projected(Estimator):
         """Draw the vectors of every key.
 
         Raises:
-            ComponentError: more orthogonal probes than dimensions, or fixed directions of another size.
+            ComponentError: more orthogonal probes than dimensions, fixed directions of another size, or an output-side
+                projection of a scalar.
         """
         return Probe({key: self._contraction(points, outputs, key, noise) for key in keys})
 
     def _contraction(self, points: Points, outputs: int, key: Key, noise: Noise) -> Contraction:
         like = points.inputs[key[0]]
         output = None
+        if self.side == "output" and outputs == 1 and self.directions is None and not self.orthogonal:
+            raise ComponentError(
+                f"estimator 'projected': {key_name(key)} has one output here, so there is nothing to project on the "
+                "output side: a random vector of one component is a sign. Use 'side: input', or the estimator "
+                "'exact', which costs the same"
+            )
         if self.side == "output":
             output = self._vectors(points, (outputs,), key, -1, noise, like)
         contracted = 0 if self.side == "output" and len(key) == 1 else len(key)
