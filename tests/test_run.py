@@ -312,3 +312,24 @@ def test_a_student_comes_back_with_its_derivatives(finished: Path) -> None:
     assert torch.allclose(jet.derivatives[("x",)][:, 0], slope, atol=1e-6)
     with pytest.raises(SobolevError, match="no run directory"):
         load(finished)
+
+
+def test_a_student_comes_back_wherever_one_is(sobolev: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study, elsewhere = tmp_path / "study", tmp_path / "elsewhere"
+    study.mkdir()
+    elsewhere.mkdir()
+    rows = [f"{x / 7},{(x / 7) ** 2},{2 * x / 7}" for x in range(-10, 11)]
+    (study / "data.csv").write_text("\n".join(["x,y,dy/dx", *rows]) + "\n")
+    table = "target: {use: table, file: data.csv, inputs: x, values: y, partials: 'd{output}/d{input}'}"
+    text = RECIPE.replace("target: {use: mccormick, train: 12, test: 30}", table).replace("surface, grid: 9", "bars")
+    (study / "recipe.yaml").write_text(text)
+    changes = ("--set", "seeds=1", "--set", "figures=[]", "--only", "sobolev", "-j", 1)
+    code, shown = sobolev("run", "study/recipe.yaml", *changes)  # the file lies beside the recipe
+    assert code == 0, shown
+    monkeypatch.chdir(elsewhere)
+    jet = load(tmp_path / "runs/r/sobolev/seed-0")(torch.zeros(3, 1))
+    assert jet.value.shape == (3, 1) and jet.derivatives[("x",)].shape == (3, 1, 1)
+    (elsewhere / "points.csv").write_text("x\n0.5\n")
+    code, shown = sobolev("predict", tmp_path / "runs/r/sobolev/seed-0", "points.csv")
+    assert code == 0 and shown.splitlines()[0].startswith("x,y,"), shown
+    assert not list(elsewhere.glob("runs"))
