@@ -227,7 +227,8 @@ class Measurer:
         choice = self._choice(points, probe, frozenset(), True)
         if choice.engine != GENERAL:
             numbers = sum(self._linearizer(points.inputs[self.names[0]], False).widths)
-            return 2 * numbers * x.element_size(), 2 * numbers * x.element_size()
+            # Values and what is saved of them; adjoints, tangents, and products of both on their way to a sum.
+            return 3 * numbers * x.element_size(), 4 * numbers * x.element_size()
         one = replace(
             points,
             inputs={name: tensor[:1] for name, tensor in points.inputs.items()},

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sobolev.vocabulary import Contraction, Jet, Key, Points, Probe
+from sobolev.vocabulary import VALUE, Contraction, Jet, Key, Points, Probe
 
 Measure = Callable[[Points, Probe, bool], Jet]
 """(points, probe, create_graph) -> jet, without any bound."""
@@ -113,22 +113,19 @@ class _Recomputed(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.work, ctx.detached = work, detached
         ctx.save_for_backward(*parameters)
-        values: list[Tensor] = []
-        parts: dict[Key, list[Tensor]] = {key: [] for key in work.keys}
+        filled: dict[Key, Tensor] = {}  # made once and filled: lists that are joined would take twice the memory
         for rows in work.ranges():
             work.states.append(_random_state(work.points))
-            found: dict[Key, list[Tensor]] = {key: [] for key in work.keys}
             for components in work.components():
                 if components.start:
                     _restore(work.states[-1])  # the same dropout masks for all components of a sample
                 jet = work.measure(*work.of(rows, components), False)
                 if not components.start:
-                    values.append(jet.value)
+                    _fill(filled, VALUE, jet.value, work, rows, None)
                 for key, tensor in jet.derivatives.items():
-                    found[key].append(tensor)
-            for key, tensors in found.items():
-                parts[key].append(tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=1))
-        results = (torch.cat(values), *(torch.cat(parts[key]) for key in work.keys))
+                    full = work.probe.contractions[key].full
+                    _fill(filled, key, tensor, work, rows, components if full else None)
+        results = (filled[VALUE], *(filled[key] for key in work.keys))
         ctx.mark_non_differentiable(*(t for t, key in zip(results[1:], work.keys, strict=True) if key in detached))
         return results
 
@@ -169,6 +166,20 @@ class _Recomputed(torch.autograd.Function):
                         total[i] = gradient if before is None else before + gradient
         _restore(here)
         return None, None, *total
+
+
+def _fill(
+    filled: dict[Key, Tensor], key: Key, part: Tensor, work: _Work, rows: slice, components: slice | None
+) -> None:
+    """Copy a piece to its place in the whole."""
+    whole = filled.get(key)
+    if whole is None:
+        inner = part.shape[1:] if components is None else (work.outputs, *part.shape[2:])
+        whole = filled[key] = part.new_empty(len(work.points), *inner)
+    if components is None:
+        whole[rows] = part
+    else:
+        whole[rows, components] = part
 
 
 def recomputed(
