@@ -130,12 +130,13 @@ def test_returned_partials_answer_every_probe_and_are_computed_once(tmp_path: Pa
         jet = made.answer(where, {"function": Probe.full((("x",),))}, None)["function"]
         torch.testing.assert_close(jet["x",], 2 * x[:, None])
         assert len(calls(tmp_path)) == len(set(calls(tmp_path))) == 9
-        assert made.finish(None) == {"evaluations/computed": 9.0, "evaluations/known": 0.0}
+        assert made.finish(None) == {"evaluations/computed": 9.0, "evaluations/train": 9.0}
     finally:
         made.close()
     again = target(tmp_path, "test-quadratic", partials="returned", train=9)
     points(again)
-    assert len(calls(tmp_path)) == 9 and again.finish(None)["evaluations/known"] == 9.0
+    assert len(calls(tmp_path)) == 9
+    assert again.finish(None) == {"evaluations/computed": 0.0, "evaluations/train": 9.0}
     again.close()
 
 
@@ -172,6 +173,7 @@ def test_finite_differences_of_a_function_in_a_recipe(tmp_path: Path, package: P
         torch.testing.assert_close(drawn.reference["function"]["x",], expected, rtol=1e-7, atol=1e-7)
         assert len(calls(tmp_path)) == 4 * (1 + 4)  # the second time everything is known
         assert experiment.estimator.metrics()["evaluations"] == 2 * 4 * (1 + 4)
+        assert experiment.target.finish(experiment)["evaluations/train"] == 4 * (1 + 4)
     finally:
         experiment.target.close()
 

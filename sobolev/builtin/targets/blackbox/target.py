@@ -65,7 +65,9 @@ class Blackbox(Target):
         self._given_version = version
         self._pool: Pool | None = None
         self._ready: set[str] = set()
-        self.computed = self.found = 0
+        self.computed = 0
+        self._split = "train"
+        self._asked: dict[str, set[Point]] = {}
 
     def prepare(self, context: Context) -> None:
         """Draw the points of every split."""
@@ -103,6 +105,7 @@ class Blackbox(Target):
 
     def points(self, batch: Batch, training: bool) -> Mapping[str, Points]:
         """Return the sampled points; the first request for a split evaluates all of it, with all workers."""
+        self._split = batch.split
         if batch.split not in self._ready:
             self.evaluate(self._x[batch.split], f"{batch.split}: ")
             self._ready.add(batch.split)
@@ -117,6 +120,7 @@ class Blackbox(Target):
             KeyboardInterrupt: a signal asked to stop.
         """
         rows: list[Point] = [tuple(row) for row in x.detach().to("cpu", torch.float64).tolist()]
+        self._asked.setdefault(self._split, set()).update(rows)
         if any(self._results.get(row) is None for row in rows):
             with _alone(self._task.file.with_suffix(".lock")):  # others may be computing these very points
                 self._compute(rows, what)
@@ -132,7 +136,6 @@ class Blackbox(Target):
         self._results.mend()
         self._results.refresh()
         missing = list(dict.fromkeys(row for row in rows if self._results.get(row) is None))
-        self.found += len(set(rows)) - len(missing)
         if not missing:
             return
         if self._pool is None:
@@ -150,8 +153,9 @@ class Blackbox(Target):
             raise ComponentError(described(self._task, failures, len(self._results), {"file": self._task.file}))
 
     def finish(self, learner: Learner) -> Mapping[str, float]:
-        """Return how many evaluations this run made, and how many were known already."""
-        return {"evaluations/computed": float(self.computed), "evaluations/known": float(self.found)}
+        """Return how many evaluations this run made, and at how many different points it asked for values, by split."""
+        asked = {f"evaluations/{split}": float(len(points)) for split, points in self._asked.items()}
+        return {"evaluations/computed": float(self.computed), **asked}
 
     def axes(self, site: str) -> Axes:
         """Return names with units, and the box."""
