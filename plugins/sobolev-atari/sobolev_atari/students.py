@@ -12,9 +12,9 @@ from sobolev_atari.settings import Architecture
 class Convolutional(Student):
     """One of supplement 3's networks, for a site whose only input is x `(channels, height, width)`.
 
-    Weights start as He et al. (2015) draw them for ReLU, biases at 0: the supplement does not say how. With torch's
-    default, whose variance is six times smaller, these networks stay for thousands of steps at the policy that
-    looks at nothing.
+    Weights start as He et al. (2015) draw them for ReLU: the supplement does not say how. With torch's default, whose
+    variance is six times smaller, these networks stay for hundreds of steps at the policy that looks at nothing. Biases
+    are torch's, not 0: black parts of a frame would lie exactly on the kinks of the first layers.
     """
 
     def __init__(self, architecture: Architecture) -> None:
@@ -26,6 +26,4 @@ class Convolutional(Student):
         for layer in network:
             if isinstance(layer, nn.Conv2d | nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
         return network
