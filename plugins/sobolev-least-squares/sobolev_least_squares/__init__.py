@@ -1,0 +1,1 @@
+"""Derivatives from scattered samples by local least squares, for `sobolev`."""
