@@ -227,8 +227,11 @@ class Measurer:
         choice = self._choice(points, probe, frozenset(), True)
         if choice.engine != GENERAL:
             numbers = sum(self._linearizer(points.inputs[self.names[0]], False).widths)
-            # Values and what is saved of them; adjoints, tangents, and products of both on their way to a sum.
-            return 3 * numbers * x.element_size(), 4 * numbers * x.element_size()
+            # Values and what is saved of them; adjoints, tangents, and products of both on their way to a sum. A whole
+            # Jacobian goes along the inputs where they are fewer than the outputs.
+            m, d = self.head.outputs(self.site.outputs), points.inputs[self.names[0]].shape[1:].numel()
+            component = 4 * numbers * x.element_size() * min(1.0, d / m)
+            return 3 * numbers * x.element_size(), math.ceil(component)
         one = replace(
             points,
             inputs={name: tensor[:1] for name, tensor in points.inputs.items()},
