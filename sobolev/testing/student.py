@@ -316,7 +316,7 @@ def _leave_kinks(module: nn.Module) -> None:
     generator = torch.Generator().manual_seed(11)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 1e-2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(1e-2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
 
 
 CHECKS: Checks[StudentCase] = {

@@ -18,7 +18,6 @@ from torch import Tensor
 from sobolev.build import Experiment, answers
 from sobolev.components import Axes, Target
 from sobolev.differentiate.contract import contract, restrict
-from sobolev.differentiate.projected import Projected
 from sobolev.errors import ComponentError
 from sobolev.evaluate import evaluate
 from sobolev.noise import Noise
@@ -26,7 +25,7 @@ from sobolev.testing.findings import Checks, NotApplicable, difference, shape_of
 from sobolev.testing.stage import experiment
 from sobolev.testing.subject import Component, Subject
 from sobolev.train import Trainer
-from sobolev.vocabulary import VALUE, Batch, Jet, Key, Mean, Points, Probe, Site, key_name
+from sobolev.vocabulary import VALUE, Batch, Contraction, Jet, Key, Mean, Points, Probe, Site, key_name
 
 SPLITS = ("train", "validation", "test")
 _ROWS = 4
@@ -219,10 +218,10 @@ def check_answers(case: TargetCase) -> None:
         points = run.target.points(case.batch(split), training=False)
         if not answers(run.target):
             for name, where in points.items():
-                value, shape = run.target.value(name, where.inputs, where), (len(where), run.outputs(name))
-                if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+                value, expected = run.target.value(name, where.inputs, where), (len(where), run.outputs(name))
+                if not isinstance(value, Tensor) or tuple(value.shape) != expected:
                     raise ComponentError(
-                        f"value() at site {name!r} returns {shape_of(value)}; expected {shape}: (B, m), where m is "
+                        f"value() at site {name!r} returns {shape_of(value)}; expected {expected}: (B, m), where m is "
                         "never squeezed."
                     )
         jets = case.full(points)
@@ -342,9 +341,8 @@ def check_contractions(case: TargetCase) -> None:
     points = run.target.points(case.batch(), training=False)
     full = case.full(points)
     for side in ("output", "input"):
-        estimator = Projected(probes=2, side=side)
         probes = {
-            site: restrict(estimator.probe(w, run.outputs(site), run.keys[site], Noise(0, "train", 0, site)), w)
+            site: restrict(Probe({k: _random(w, k, side, run.outputs(site)) for k in run.keys[site]}), w)
             for site, w in points.items()
         }
         try:
@@ -362,6 +360,17 @@ def check_contractions(case: TargetCase) -> None:
                 wrong = difference(given * mask if mask is not None else given, known, 1e-5, 1e-10)
                 if wrong:
                     raise ComponentError(f"{what} that is not the contraction of its full answer: {wrong}.")
+
+
+def _random(points: Points, key: Key, side: str, outputs: int) -> Contraction:
+    """Return a contraction of one side with two random vectors per sample."""
+    noise = Noise(0, "train", 0, side)
+    dtype = points.inputs[key[0]].dtype
+    if side == "output":
+        return Contraction(noise.sphere(points.index, 2, (outputs,), *key, dtype=dtype), (None,) * len(key))
+    shapes = [tuple(points.inputs[name].shape[1:]) for name in key]
+    vectors = (noise.sphere(points.index, 2, shape, *key, i, dtype=dtype) for i, shape in enumerate(shapes))
+    return Contraction(None, tuple(vectors))
 
 
 def check_repeatable(case: TargetCase) -> None:
