@@ -117,6 +117,9 @@ class Group:
         self.weight = float(terms[0].get("weight", 1.0)) if terms else 0.0
         self.samplers = [Sampler(self.size, self.recipe.train.batch_size, p.seed) for p in plans]
         self.optimizer = host.registry.build("optimizer", self.recipe.train.optimizer)(self.stack.parameters)
+        schedule = self.recipe.train.schedule
+        made = host.registry.build("schedule", schedule) if schedule else None
+        self.schedule = made(self.optimizer, self.recipe.train.steps) if made else None
         self.best: list[tuple[float, int, dict[str, Tensor]]] = [(float("inf"), 0, {})] * len(plans)
         key = hashlib.sha256(repr([str(d.path) for d in self.directories]).encode()).hexdigest()[:16]
         self.file = root / ".together" / f"{key}.pt"
@@ -144,6 +147,8 @@ class Group:
         for step in range(start, train.steps):
             value, slope = self.stack.gradients(*self._batch(step), self.weight)
             self.optimizer.step()
+            if self.schedule:
+                self.schedule.step()
             taken = step + 1
             if taken % log_every == 0 or taken == train.steps:
                 if not torch.isfinite(value + slope).all():
@@ -213,6 +218,7 @@ class Group:
     def _save(self, step: int) -> None:
         self.file.parent.mkdir(parents=True, exist_ok=True)
         state = {"step": step, "parameters": self.stack.parameters, "optimizer": self.optimizer.state_dict()}
+        state["schedule"] = self.schedule.state_dict() if self.schedule else {}
         temporary = self.file.with_suffix(".tmp")
         torch.save({**state, "best": self.best}, temporary)
         temporary.replace(self.file)
@@ -224,6 +230,8 @@ class Group:
         for own, saved in zip(self.stack.parameters, state["parameters"], strict=True):
             own.data.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.schedule:
+            self.schedule.load_state_dict(state["schedule"])
         self.best = [tuple(best) for best in state["best"]]
         return int(state["step"])
 

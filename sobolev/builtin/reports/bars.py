@@ -125,6 +125,8 @@ def _bar(axes: Axes, place: float, width: float, colour: str, values: list[float
 
 def _scale(axes: Axes, shown: Sequence[float]) -> None:
     if shown and min(shown) > 0:
-        margin = max(1.5, (max(shown) / min(shown)) ** 0.06)
+        # At least a decade: on a shorter axis small differences would look large, and ticks would be uneven numbers.
+        span = max(shown) / min(shown)
+        margin = max(1.5, span**0.06, (10 / span) ** 0.5)
         axes.set_ylim(min(shown) / margin, max(shown) * margin)
         log_axis(axes)

@@ -79,7 +79,7 @@ def log_axis(axes: Axes) -> None:
     if high / low < 1e3:
         subs = (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e+0", "e")))
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
