@@ -182,9 +182,9 @@ def test_a_smoke_run_has_a_name_of_its_own(sobolev: Call, tmp_path: Path) -> Non
 def test_runs_in_parallel_stop_together_and_continue(sobolev: Call, tmp_path: Path) -> None:
     slow = [
         "--set",
-        "train.steps=2000",
+        "train.steps=1000",
         "--set",
-        "train.checkpoint.every=50",
+        "train.checkpoint.every=20",
         "--set",
         "figures=[]",
         "--set",
