@@ -4,7 +4,7 @@
 
 For m outputs and d inputs: one projected probe against the plain step of the same network, and the whole derivative
 with and without a memory bound. Aims: the projected step over the plain step at m = 1000 is at most 1.2 times that
-ratio at m = 2; `exact` stays below its bound. Peak memory is that of a fresh process beyond what it held before (Linux).
+ratio at m = 2; `exact` stays below its bound. Peak memory is what a fresh process takes for the step (Linux).
 """
 
 from __future__ import annotations
