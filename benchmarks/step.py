@@ -215,7 +215,8 @@ def main() -> None:
         arms, choices = torch_arms(case)
         if has_jax and case.jax:
             arms["jax"] = jax_arm(case)
-        taken = interleaved(arms, options.rounds, clock(options.clock))
+        rounds = options.rounds if len(case.shape) == 1 else max(5, options.rounds // 5)  # a step takes half a second
+        taken = interleaved(arms, rounds, clock(options.clock))
         ours = min(("ours, eager", "ours, compiled"), key=lambda name: statistics.median(taken[name]))
         print(f"\n{case.name}")
         for name in arms:
@@ -229,7 +230,7 @@ def main() -> None:
                 print(f"  {ours} / {base}: {ratio:.2f} (aim {aim}{'' if ratio <= aim else ', MISSED'})")
         print(f"  engine: {choices['auto']}")
         medians = {name: statistics.median(values) for name, values in taken.items()}
-        results.append({"case": case.name, "microseconds": medians, "aims": met, "engine": choices})
+        results.append({"case": case.name, "rounds": rounds, "microseconds": medians, "aims": met, "engine": choices})
     found = machine(options)
     print(f"\non {shown(found)}")
     write(options, {"machine": found, "cases": results})

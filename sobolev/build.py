@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sobolev.components import Context, Estimator, Learner, Objective, Student, Target
+from sobolev.differentiate.cache import DerivativeCache
 from sobolev.differentiate.contract import restrict
 from sobolev.differentiate.measure import Measurer, Policy
 from sobolev.distributed import World
@@ -56,6 +57,7 @@ class Experiment(Learner):
     measurers: dict[str, Measurer]
     sites: Mapping[str, Site]
     keys: dict[str, tuple[Key, ...]]
+    _caches: dict[str, DerivativeCache | None] | None = None
 
     @property
     def trainable(self) -> list[nn.Parameter]:
@@ -78,8 +80,36 @@ class Experiment(Learner):
             noise = Noise(self.plan.seed, batch.split, step, site)
             probe = self.estimator.probe(where, self.outputs(site), self.keys[site], noise)
             probes[site] = restrict(probe, where)
-        reference = None if "prediction" in self.target.needs else self.reference(points, probes, None)
+        reference: Mapping[str, Jet] | None = None
+        if "prediction" not in self.target.needs:
+            reference = self._cached(batch, probes) or self.reference(points, probes, None)
         return Drawn(points, probes, reference)
+
+    def _cached(self, batch: Batch, probes: Mapping[str, Probe]) -> Mapping[str, Jet] | None:
+        """Return the target's jets from derivatives that are kept, or None where they are not."""
+        if batch.split != "train" or not self.target.derivative_cache or not len(batch.ids):
+            return None
+        if self._caches is None:
+            self._caches = {site: self._cache(site, probe.keys) for site, probe in probes.items()}
+        caches = {site: self._caches.get(site) for site in probes}
+        if any(cache is None for cache in caches.values()):
+            return None
+        return {site: cache.answer(batch, probes[site]) for site, cache in caches.items() if cache is not None}
+
+    def _cache(self, site: str, keys: tuple[Key, ...]) -> DerivativeCache | None:
+        target, count = self.target, self.target.size("train")
+        own = answers(target) or type(self.estimator).differentiate is not Estimator.differentiate
+        changes = type(target).advance is not Target.advance or not target.fixed_points
+        if own or changes or not keys or any(len(key) != 1 for key in keys):
+            return None
+        size = DerivativeCache.bytes(self.sites[site], self.outputs(site), keys, count, self.context.dtype)
+        if size > target.derivative_cache:
+            return None
+        return DerivativeCache(
+            lambda ids: target.points(Batch("train", ids, target.load("train", ids)), False)[site],
+            lambda where: self._value_of(site, where),
+            count,
+        )
 
     def reference(
         self, points: Mapping[str, Points], probes: Mapping[str, Probe], prediction: Mapping[str, Jet] | None

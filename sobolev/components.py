@@ -102,6 +102,8 @@ class Target:
         needs: subset of {"gradient", "prediction"}: what `answer` (prediction) or `advance` (prediction,
             gradient) reads of the student even where no term trains it.
         fixed_points: whether a sample id always means the same point (then caches may be keyed by id).
+        derivative_cache: bytes that whole first derivatives of the training set may take where autograd supplies them;
+            they are then computed once and contracted in every step. Needs fixed points and a function that stays.
         heads: names of the heads that the target can answer for.
         max_order: highest derivative order that it can answer, or None for any.
     """
@@ -109,6 +111,7 @@ class Target:
     version: str = "1"
     needs: frozenset[str] = frozenset()
     fixed_points: bool = False
+    derivative_cache: int = 0
     heads: tuple[str, ...] = ("identity",)
     max_order: int | None = None
 
