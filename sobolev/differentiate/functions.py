@@ -183,7 +183,8 @@ class Reverse(torch.autograd.Function):
     def forward(ctx: Any, batch: Batch, token: Tensor, s: Tensor) -> Tensor:
         """``s`` is ``(k, B, n)``; returns ``(k, B, *x)``."""
         ctx.batch = batch
-        return batch.pull(s)
+        # Without its graph: what the batch keeps would hold that graph, which holds the batch, for ever.
+        return batch.pull(s.detach())
 
     @staticmethod
     @once_differentiable
@@ -199,7 +200,7 @@ class Forward(torch.autograd.Function):
     def forward(ctx: Any, batch: Batch, token: Tensor, v: Tensor) -> Tensor:
         """``v`` is ``(k, B, *x)``; returns ``(k, B, n)``."""
         ctx.batch = batch
-        return batch.push(v)
+        return batch.push(v.detach())
 
     @staticmethod
     @once_differentiable
