@@ -25,9 +25,10 @@ def evaluate(
 ) -> dict[str, float]:
     """Return metrics ``split/site/value``, ``split/site/d/dx`` and the target's own, averaged over a split.
 
-    Derivatives are measured whole where ``B * m * d`` numbers fit the recipe's bound, else by fixed projections
-    whose mean square, times m, estimates the same sum. The dictionary is empty where the split is. ``poll`` is
-    called before every batch and may raise. At most ``limit`` samples are looked at.
+    Derivatives are measured whole where ``B * m * d`` numbers fit the recipe's bound, or where projections would need
+    as many; else by fixed projections whose mean square, times m, estimates the same sum. Batches are cut so that
+    one derivative fits the bound. The dictionary is empty where the split is. ``poll`` is called before every batch
+    and may raise. At most ``limit`` samples are looked at.
     """
     recipe = experiment.plan.recipe.evaluate
     size = experiment.target.size(split)
@@ -38,13 +39,13 @@ def evaluate(
     experiment.module.eval()
     sums: dict[str, Mean] = {}
     try:
-        for ids in in_order(count, recipe.batch_size):
+        for ids in in_order(count, min(recipe.batch_size, _rows(experiment, recipe.memory))):
             poll()
             ids = experiment.context.world.shard(ids)
             if not len(ids):
                 continue
             batch = Batch(split, ids, experiment.target.load(split, ids))
-            for name, mean in _measure(experiment, batch, recipe.memory).items():
+            for name, mean in _measure(experiment, batch).items():
                 old = sums.get(name)
                 sums[name] = Mean(old.sum + mean.sum, old.count + mean.count) if old else mean
     finally:
@@ -53,9 +54,24 @@ def evaluate(
     return {f"{split}/{name}": value for name, value in experiment.context.world.means(sums).items()}
 
 
-def _measure(experiment: Experiment, batch: Batch, memory: int) -> dict[str, Mean]:
+def _size(experiment: Experiment, site: str, key: Key) -> int:
+    """Return the bytes of one row of a derivative: the gradient of one component by one sample."""
+    return math.prod(experiment.sites[site].inputs[key[0]]) * experiment.context.dtype.itemsize
+
+
+def _rows(experiment: Experiment, memory: int) -> int:
+    """Return the largest batch whose derivatives, whole or projected, fit a bound."""
+    sizes = [
+        min(experiment.outputs(site), _PROBES) * _size(experiment, site, key)
+        for site in experiment.sites
+        for key in experiment.wanted(site)
+    ]
+    return max(1, memory // max(sizes, default=1))
+
+
+def _measure(experiment: Experiment, batch: Batch) -> dict[str, Mean]:
     points = experiment.target.points(batch, training=False)
-    probes = {site: _probe(experiment, site, where, memory) for site, where in points.items()}
+    probes = {site: _probe(experiment, site, where) for site, where in points.items()}
     prediction = {
         site: experiment.measurers[site].measure(where, probes[site], create_graph=False)
         for site, where in points.items()
@@ -75,13 +91,14 @@ def _measure(experiment: Experiment, batch: Batch, memory: int) -> dict[str, Mea
     return means
 
 
-def _probe(experiment: Experiment, site: str, points: Points, memory: int) -> Probe:
-    m = experiment.outputs(site)
+def _probe(experiment: Experiment, site: str, points: Points) -> Probe:
+    m, recipe = experiment.outputs(site), experiment.plan.recipe.evaluate
     contractions: dict[Key, Contraction] = {}
     if experiment.target.max_order != 0:
         for key in experiment.wanted(site):
             x = points.inputs[key[0]]
-            if len(points) * m * math.prod(x.shape[1:]) * x.element_size() <= memory or m == 1:
+            # Decided by the recipe's batch, not by this one, so that all batches are measured alike.
+            if m <= _PROBES or recipe.batch_size * m * _size(experiment, site, key) <= recipe.memory:
                 contractions[key] = Contraction(None, (None,))
             else:
                 noise = Noise(0, "evaluation", 0, site)

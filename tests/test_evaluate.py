@@ -9,6 +9,7 @@ import pytest
 import torch
 from families import Tabulated, experiment
 
+import sobolev.evaluate as module
 from sobolev import ComponentError
 from sobolev.evaluate import check_names, evaluate
 
@@ -48,12 +49,29 @@ def test_at_most_so_many_points_and_nothing_of_an_empty_split(tmp_path: Path) ->
     assert evaluate(first, "validation") == {}
 
 
-def test_a_jacobian_over_the_bound_is_estimated_by_the_same_projections_every_time(tmp_path: Path) -> None:
+def test_a_jacobian_over_the_bound_is_estimated_by_the_same_projections_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = evaluate(experiment(tmp_path), "test")["test/sines/d/dx"]
     made = experiment(tmp_path, "evaluate.memory=1")
+    found = evaluate(made, "test")["test/sines/d/dx"]
+    assert found == pytest.approx(whole, rel=1e-12), "two rows need no more than projections would"
+    monkeypatch.setattr(module, "_PROBES", 1)
     estimate = evaluate(made, "test")["test/sines/d/dx"]
-    assert estimate != whole and abs(math.log(estimate / whole)) < math.log(1.5)
+    assert estimate != pytest.approx(whole) and abs(math.log(estimate / whole)) < math.log(3)
     assert evaluate(experiment(tmp_path, "evaluate.memory=1", "train.steps=9"), "test")["test/sines/d/dx"] == estimate
+
+
+def test_batches_are_cut_so_that_a_derivative_fits_the_bound(tmp_path: Path) -> None:
+    made = experiment(tmp_path, "evaluate.memory=100")  # a row of two gradients by three inputs: 48 bytes
+    batches: list[int] = []
+    measure = made.measurers["sines"].measure
+    made.measurers["sines"].measure = lambda points, *rest, **more: (  # type: ignore[method-assign]
+        batches.append(len(points)) or measure(points, *rest, **more)
+    )
+    found = evaluate(made, "test")
+    assert batches == [2, 2, 2, 2]
+    assert found == pytest.approx(evaluate(experiment(tmp_path), "test"), rel=1e-12)
 
 
 def test_the_student_is_left_in_the_mode_that_it_was_in(tmp_path: Path) -> None:
