@@ -123,7 +123,7 @@ def fit_kriging(data: Arrays, seed: int, **options: Any) -> Fitted:
 METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
     "sobolev": (
         fit_sobolev,
-        [{}, {"balance": "joint"}, {"activation": "tanh"}, {"hidden": (128, 128)}],
+        [{}, {"balance": "joint"}, {"activation": "tanh"}, {"activation": "tanh", "balance": "joint"}],
     ),
     "jenn": (
         fit_jenn,
