@@ -23,7 +23,13 @@ target: {use: booth, train: 12, validation: 5, test: 20}
 student: {use: mlp, hidden: [6, 5], activation: relu}
 objective: {value: {loss: squared-l2}, derivatives: [{order: 1, weight: 0.5}]}
 dtype: float64
-train: {steps: 20, batch_size: 5, log_every: 5, preflight: false, optimizer: {use: adam, lr: 1.0e-2}, schedule: {use: cosine}}
+train:
+  steps: 20
+  batch_size: 5
+  log_every: 5
+  preflight: false
+  optimizer: {use: adam, lr: 1.0e-2}
+  schedule: {use: cosine}
 evaluate: {every: 5, best: validation/function/value}
 seeds: 2
 variants:

@@ -188,7 +188,9 @@ class Group:
 
     def _start(self, run: int, step: int) -> Recorder:
         plan, directory = self.plans[run], self.directories[run]
-        directory.create(plan, force=step == 0)
+        if step == 0:
+            directory.clear()
+        directory.create(plan)
         engine = f"trained together: batched products over {len(self.plans)} runs"
         directory.write_status("running", engines={self.sites[run]: {"d/dx (full)": engine}})
         recorder = Recorder([("metrics.jsonl", MetricsFile())])
