@@ -133,7 +133,13 @@ def draw(result: dict[str, Any], file: Path) -> None:
                 axis.set_xscale("log")
             else:
                 axis.set_xticks([1, 2, 3])
-            axis.set_yscale("log")
+            if (quantity, sweep) == ("ratio", "inputs"):
+                axis.set_ylim(0, None)  # too flat for a logarithmic axis
+            else:
+                axis.set_yscale("log")
+                axis.set_ylim(bottom=1)  # less than 1 MiB is not resolved
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("")
             axis.grid(alpha=0.25)
             if not column:
                 axis.set_ylabel(what)

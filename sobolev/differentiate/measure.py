@@ -247,7 +247,8 @@ class Measurer:
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             value = graph_bytes(self.module, lambda: self.value(one.inputs))
             both = graph_bytes(self.module, lambda: self._whole(one, first, True))
-        return value, max(1, both - value)
+        # The backward pass through what was saved holds pending gradients of about twice its size.
+        return value, max(1, 3 * (both - value))
 
     def engine(self, points: Points, probe: Probe, detached: frozenset[Key] = frozenset()) -> str:
         """Return which engine measures a probe, by a rule that looks at structure alone; `describe` tells it.
