@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from sobolev.builtin.reports.style import cell_name, save, split_label
 from sobolev.components import Report, RunRecord, Trained
@@ -92,6 +93,9 @@ class Surface(Report):
         axes.set_xlabel(str(data["labels"][0]))
         axes.set_ylabel(str(data["labels"][1]))
         axes.tick_params(labelsize=8, pad=0)
+        for axis in (axes.xaxis, axes.yaxis, axes.zaxis):
+            axis.set_major_locator(MaxNLocator(5))
+        axes.zaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+0", "e")))
         axes.set_box_aspect((1, 1, 0.75), zoom=0.98)
 
     def _field(self, figure: Figure, count: int, i: int, data: Mapping[str, Any], low: float, high: float) -> None:
