@@ -67,7 +67,11 @@ def test_same_numbers_as_one_by_one(together: ModuleType, tmp_path: Path) -> Non
         for name, tensor in mine.items():
             assert (tensor - theirs[name]).abs().max() < 1e-10
         records = [
-            {r["step"]: r["train/loss"] for r in map(json.loads, (d / "metrics.jsonl").open()) if "train/loss" in r}
+            {
+                r["step"]: r["train/loss"]
+                for r in map(json.loads, (d / "metrics.jsonl").read_text().splitlines())
+                if "train/loss" in r
+            }
             for d in (other.directory, one.directory)
         ]
         assert records[0] == pytest.approx(records[1], rel=1e-9)
@@ -91,12 +95,12 @@ def test_an_interrupted_group_goes_on(together: ModuleType, tmp_path: Path, monk
     monkeypatch.setattr(group, "_save", save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         group.train()
-    assert read_run(tmp_path / "broken" / plans[0].directory).status == "running"
+    assert read_run(tmp_path / "broken" / plans[0].directory).status == "interrupted"
     together.Group(plans, default_host(), tmp_path / "broken").train()
     for plan in plans:
         whole, broken = (read_run(tmp_path / folder / plan.directory) for folder in ("whole", "broken"))
         assert broken.summary == whole.summary
-        steps = [json.loads(line)["step"] for line in (broken.directory / "metrics.jsonl").open()]
+        steps = [json.loads(line)["step"] for line in (broken.directory / "metrics.jsonl").read_text().splitlines()]
         assert steps == sorted(steps) and steps[-1] == 20
     assert not list((tmp_path / "broken/.together").iterdir())
 

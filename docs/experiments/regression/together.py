@@ -138,10 +138,20 @@ class Group:
 
     def train(self) -> None:
         """Take all steps and leave one run directory per run."""
-        train, every = self.recipe.train, self.recipe.evaluate.every
-        log_every = train.log_every or max(1, train.steps // 200)
         start = self._restore()
         recorders = [self._start(i, start) for i in range(len(self.plans))]
+        try:
+            self._steps(start, recorders)
+        except BaseException:
+            for recorder, directory in zip(recorders, self.directories, strict=True):
+                directory.write_status("interrupted")
+                recorder.finish("interrupted", {}, [], None)
+            raise
+        self.file.unlink(missing_ok=True)
+
+    def _steps(self, start: int, recorders: Sequence[Recorder]) -> None:
+        train, every = self.recipe.train, self.recipe.evaluate.every
+        log_every = train.log_every or max(1, train.steps // 200)
         saved = time.monotonic()
         latest: list[dict[str, float]] = [{} for _ in self.plans]
         for step in range(start, train.steps):
@@ -164,7 +174,6 @@ class Group:
                 saved = time.monotonic()
         for i, recorder in enumerate(recorders):
             self._finish(i, recorder, latest[i])
-        self.file.unlink(missing_ok=True)
 
     def _terms(self, run: int, value: float, slope: float) -> dict[str, float]:
         site = self.sites[run]
