@@ -9,7 +9,7 @@ import torch
 
 from sobolev.build import build
 from sobolev.differentiate import compile as compilation
-from sobolev.differentiate.measure import COMPILED, PASSES
+from sobolev.differentiate.measure import COMPILED, GENERAL, PASSES
 from sobolev.distributed import World
 from sobolev.host import load_host
 from sobolev.preflight import preflight
@@ -33,12 +33,12 @@ def experiment(folder: Path, text: str = RECIPE, **options: object):
     return build(plan, host.registry, World(device=torch.device("cpu")), cache=folder, say=lambda _: None, **options)
 
 
-def chosen(made) -> str:
+def chosen(made, rows: int = 16) -> str:
     measurer = made.measurers["function"]
     site = made.sites["function"]
     from sobolev.vocabulary import Points, Probe
 
-    points = Points({"x": torch.zeros(16, *site.inputs["x"])}, ("x",), torch.arange(16))
+    points = Points({"x": torch.zeros(rows, *site.inputs["x"])}, ("x",), torch.arange(rows))
     return measurer.engine(points, Probe.full((("x",),)))
 
 
@@ -47,7 +47,14 @@ def test_a_resumed_run_measures_as_it_began(tmp_path: Path, monkeypatch: pytest.
     assert chosen(experiment(tmp_path)) == COMPILED
     assert chosen(experiment(tmp_path, smoke=True)) == PASSES
     assert chosen(experiment(tmp_path, engines={"function": {"d/dx (full)": "passes: then"}})) == PASSES
-    assert chosen(experiment(tmp_path, RECIPE.replace("100000000", "100"))) == PASSES
+
+
+def test_short_runs_are_not_compiled_and_smooth_ones_differentiate_twice(tmp_path: Path) -> None:
+    short = RECIPE.replace("100000000", "100")
+    assert chosen(experiment(tmp_path, short)) == GENERAL
+    assert chosen(experiment(tmp_path, short), rows=4096) == PASSES
+    assert chosen(experiment(tmp_path, short.replace("tanh", "relu"))) == PASSES
+    assert chosen(experiment(tmp_path, short, engines={"function": {"d/dx (full)": "passes: then"}})) == PASSES
 
 
 @pytest.mark.parametrize("memory", ["", ", memory: 1"])
