@@ -21,7 +21,14 @@ from sobolev.recipe import model
 from sobolev.registry import KINDS, PLUGGABLE, Entry
 
 DOCS = Path(__file__).parent
-FIRST_PARTY = ("sobolev ", "torch", "sobolev-atari ", "sobolev-synthetic-gradients ", "sobolev-wandb ")
+FIRST_PARTY = (
+    "sobolev ",
+    "torch",
+    "sobolev-atari ",
+    "sobolev-synthetic-gradients ",
+    "sobolev-wandb ",
+    "sobolev-least-squares ",
+)
 
 
 def hooks() -> str:

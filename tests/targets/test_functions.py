@@ -1,5 +1,6 @@
 """The paper's seven functions against its formulas, written once more in sympy."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def general(name: str, x: tuple[sympy.Symbol, ...]) -> sympy.Expr:
         waves = sum(sympy.cos(2 * sympy.pi * v) for v in x) / d
         return -20 * sympy.exp(-0.2 * sympy.sqrt(sum(v**2 for v in x) / d)) - sympy.exp(waves) + sympy.E + 20
     if name == "rosenbrock":
-        return sum(100 * (b - a**2) ** 2 + (a - 1) ** 2 for a, b in zip(x[:-1], x[1:], strict=True))
+        return sum(100 * (b - a**2) ** 2 + (a - 1) ** 2 for a, b in itertools.pairwise(x))
     return sum(v**4 - 16 * v**2 + 5 * v for v in x) / 2
 
 

@@ -37,7 +37,7 @@ class Function:
 
 
 def _ackley(x: Tensor) -> Tensor:
-    # The paper writes 0.5 (x^2 + y^2) and 0.5 (cos + cos): means over coordinates. Two `where`s, as the derivative of the
+    # The paper writes 0.5 (x^2 + y^2) and 0.5 (cos + cos): means over coordinates. Two `where`s: the derivative of the
     # square root at 0 is infinite and 0 * inf would be NaN.
     mean_square = x.square().mean(dim=1)
     radius = torch.where(mean_square > 0, mean_square, torch.ones_like(mean_square)).sqrt()
@@ -94,8 +94,8 @@ FUNCTIONS: dict[str, Function] = {
         (-5.0, 3.0),
         (-10.0, 1.0),
         # Beside the ridge the slope grows as 1 / sqrt(distance): its square has no finite mean over the box.
-        singular="the ridge y = 0.01 x^2, where the root's part of the gradient is taken as 0, and the line x = -10, where "
-        "that of the absolute value is",
+        singular="the ridge y = 0.01 x^2, where the root's part of the gradient is taken as 0, and the line x = -10, "
+        "where that of the absolute value is",
     ),
     "mccormick": Function(_mccormick, (-1.5, -3.0), (4.0, 4.0), (-0.5471975512, -1.5471975512)),
     "rosenbrock": Function(_rosenbrock, (-2.0,), (2.0,), (1.0, 1.0), any_dimension=True),
