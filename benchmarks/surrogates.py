@@ -291,6 +291,10 @@ def table(file: Path, quantity: str, dimension: int) -> str:
     lines.append("|---" * (len(columns) + 3) + "|")
     for function, points in sorted({(row["function"], row["points"]) for row in rows}, key=lambda p: (p[1], p[0])):
         here = [row for row in rows if (row["function"], row["points"]) == (function, points)]
+        seen = [{row["seed"] for row in here if (row["method"], row["config"]) == (m, c)} for m, c, _ in columns]
+        # Medians over the same seeds, whatever an interrupted run has left.
+        common = set.intersection(*(seeds for seeds in seen if seeds))
+        here = [row for row in here if row["seed"] in common]
         cells, smallest = [], math.inf
         for method, config, _ in columns:
             found = [row for row in here if (row["method"], row["config"]) == (method, config)]
