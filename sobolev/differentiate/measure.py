@@ -27,7 +27,7 @@ from sobolev.vocabulary import Contraction, Jet, Key, Points, Probe, Site, key_n
 PASSES = "passes"
 COMPILED = "compiled passes"
 GENERAL = "double backward"
-_LARGE = 1024  # rows; measured at 256 (1.04 times double backward, and 1.38 with several outputs) and 4096 (0.92)
+_LARGE = 1024  # rows; measured at 256 (1.04 times double backward, and 1.13 with several outputs) and 4096 (0.93)
 
 
 @dataclass(frozen=True)
