@@ -109,6 +109,20 @@ def test_third_order(kind: str) -> None:
         assert_close(found, gradients(loss_of(value, expected), module), f"{what}: parameter gradient")
 
 
+@pytest.mark.parametrize(("activation", "order"), [("Tanh", 2), ("SiLU", 2), ("GELU", 2), ("Softplus", 2), ("Tanh", 3)])
+def test_whole_derivatives_of_32_inputs(activation: str, order: int) -> None:
+    torch.manual_seed(3)
+    layers = [torch.nn.Linear(32, 5), getattr(torch.nn, activation)(), torch.nn.Linear(5, 1)]
+    module = torch.nn.Sequential(*layers).double()
+    points, key = points_of((32,), 1, rows=1), ("x",) * order
+    value = module(points.inputs["x"])
+    whole = reference.full_derivative(module, points.inputs["x"], order)
+    jet = measurer_of(module, head_of("identity"), (32,), 1).measure(points, Probe.full((key,)))
+    assert_close(jet[key], whole, "derivative")
+    expected = gradients(loss_of(value, whole), module)
+    assert_close(gradients(loss_of(jet.value, jet[key]), module), expected, "parameter gradient")
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if len(KINDS[kind].shape) > 1])
 def test_hessian_vector_products_of_images(kind: str) -> None:
     module, head, points, n, m = case(kind, "log-softmax")
