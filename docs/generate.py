@@ -98,7 +98,9 @@ def fields() -> str:
 
 def commands() -> str:
     """Return the help of every command of `sobolev` itself."""
-    context = click.Context(cli, info_name="sobolev", max_content_width=100, terminal_width=100)
+    # As `sobolev` makes it; click keeps the names of the help option with the command that was asked first.
+    names = cli.context_settings["help_option_names"]
+    context = click.Context(cli, None, "sobolev", max_content_width=100, terminal_width=100, help_option_names=names)
     context.obj = default_host()
     parts = []
     for name in own_commands():

@@ -6,6 +6,7 @@ local sums are divided by global counts, gradients are summed. Two processes the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -204,8 +206,11 @@ class Processes(World):
         dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group, together: whoever leaves early breaks connections that others still read."""
         if dist.is_initialized():
+            if dist.get_backend() == "gloo":
+                with contextlib.suppress(RuntimeError):  # a process has failed: it is not waited for any longer
+                    dist.monitored_barrier(timeout=timedelta(seconds=10))
             dist.destroy_process_group()
 
 
