@@ -47,7 +47,7 @@ def evaluate(
             batch = Batch(split, ids, experiment.target.load(split, ids))
             for name, mean in _measure(experiment, batch).items():
                 old = sums.get(name)
-                sums[name] = Mean(old.sum + mean.sum, old.count + mean.count) if old else mean
+                sums[name] = old + mean if old else mean
     finally:
         for module, mode in modes.items():
             module.training = mode

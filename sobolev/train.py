@@ -273,7 +273,7 @@ class Trainer:
                 detached = {site: jet.detach() for site, jet in prediction.items()}
                 for name, mean in experiment.target.metrics(part.points, reference, detached).items():
                     old = means.get(name)
-                    means[name] = Mean(old.sum + mean.sum, old.count + mean.count) if old else mean
+                    means[name] = old + mean if old else mean
             skipped = {"skipped": float(self._skipped)} if self._skipped else {}
             return {**values, **self.world.means({**means, **learned}), **self._counters(), **skipped}
 

@@ -245,6 +245,10 @@ class Mean:
     sum: Tensor
     count: Tensor
 
+    def __add__(self, other: Mean) -> Mean:
+        """Return the mean over the samples of both."""
+        return Mean(self.sum + other.sum, self.count + other.count)
+
     @staticmethod
     def of(per_sample: Tensor) -> Mean:
         """Return the mean over the first dimension of ``per_sample`` ``(B,)``."""
