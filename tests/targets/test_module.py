@@ -16,6 +16,7 @@ from sobolev.build import build
 from sobolev.builtin.students.mlp import MLP
 from sobolev.distributed import World
 from sobolev.host import default_host
+from sobolev.optional import provide_torchvision_operators
 from sobolev.recipe.plan import load_plans
 
 SPEC: dict[str, Any] = {"use": "module", "shape": [3], "train": 8, "test": 4}
@@ -112,9 +113,7 @@ def test_a_program_of_one_batch_size_is_refused_with_the_way_out(tmp_path: Path)
 
 
 def test_timm_by_name_with_weights_from_a_file(tmp_path: Path) -> None:
-    from sobolev.builtin.targets.module import teachers
-
-    teachers._name_operators()
+    provide_torchvision_operators()
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     options = {"num_classes": 3, "in_chans": 3}

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from sobolev import ComponentError, Context, DataError
+from sobolev.optional import need, provide_torchvision_operators
 from sobolev.registry import did_you_mean
 from sobolev_atari.locks import alone
 from sobolev_atari.networks import Policy
-from sobolev_atari.optional import need
 from sobolev_atari.teachers import Teacher, frozen
 
 CLASSES = 10
@@ -148,7 +148,7 @@ class DigitsSource:
 def timm_network(name: str, *, channels: int, outputs: int, size: int) -> nn.Module:
     """An untrained model of timm, with attention that can be differentiated twice."""
     need("timm", "timm", f"the network timm/{name}")
-    _provide_torchvision_operators()
+    provide_torchvision_operators()
     import timm
     from timm.layers.config import set_fused_attn
 
@@ -160,33 +160,6 @@ def timm_network(name: str, *, channels: int, outputs: int, size: int) -> nn.Mod
     except TypeError:  # convolutional models take any size and refuse the option
         model = timm.create_model(name, num_classes=outputs, in_chans=channels)
     return model
-
-
-_libraries: list[Any] = []  # torch forgets the operators of a library that is collected
-
-
-def _provide_torchvision_operators() -> None:
-    """Let torchvision, which timm imports, be imported where its compiled part does not fit this torch.
-
-    Its compiled part defines the operators `nms` and `qnms`; where it cannot be loaded, only their names are given.
-    """
-    import importlib.util
-
-    if _libraries or hasattr(torch.ops.torchvision, "nms"):
-        return
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None:
-        return
-    for binary in Path(found.origin).parent.glob("_C*.so"):
-        try:
-            torch.ops.load_library(str(binary))
-            return
-        except OSError:
-            continue
-    library = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _libraries.append(library)
 
 
 def _save(network: nn.Module, file: Path) -> None:

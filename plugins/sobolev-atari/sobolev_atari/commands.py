@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from sobolev import SobolevError
-from sobolev_atari.optional import need
+from sobolev.optional import need
 from sobolev_atari.settings import read_teach_settings
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from sobolev import DataError
+from sobolev.optional import need
 from sobolev_synthetic_gradients.data.augment import batch_generator, shift
-from sobolev_synthetic_gradients.optional import need
 from sobolev_synthetic_gradients.settings import Digits
 
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sobolev import Context, DataError
+from sobolev.optional import need
 from sobolev_synthetic_gradients.data.augment import batch_generator
 from sobolev_synthetic_gradients.data.generated import once
-from sobolev_synthetic_gradients.optional import import_timm, need
+from sobolev_synthetic_gradients.optional import import_timm
 from sobolev_synthetic_gradients.settings import Folder, GeneratedFolder
 
 _FOLDERS = {"train": "train", "test": "val"}

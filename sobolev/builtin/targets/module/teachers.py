@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from sobolev.components import Student
 from sobolev.errors import ComponentError, DataError
+from sobolev.optional import provide_torchvision_operators
 from sobolev.statistics import neutral
 from sobolev.vocabulary import Site
 
@@ -76,7 +76,7 @@ def from_timm(name: str, weights: Path, outputs: int | None) -> nn.Module:
         ComponentError: timm is not installed, has no such network, or the weights are of another one.
         DataError: no such file, or no safetensors.
     """
-    _name_operators()
+    provide_torchvision_operators()
     try:
         import timm
         from timm.layers.config import set_fused_attn
@@ -93,29 +93,6 @@ def from_timm(name: str, weights: Path, outputs: int | None) -> nn.Module:
     module: nn.Module = timm.create_model(name, pretrained=False, **options)
     _fill(module, weights)
     return module
-
-
-_named: list[torch.library.Library] = []  # torch forgets the operators of a library that is collected
-
-
-def _name_operators() -> None:
-    """Let torchvision, which timm imports, be imported beside a torch that its compiled part was not made for.
-
-    Such a torchvision fails while it describes its operators nms and qnms, which no network here uses: their names do.
-    """
-    found = importlib.util.find_spec("torchvision")
-    if found is None or found.origin is None or hasattr(torch.ops.torchvision, "nms"):
-        return
-    for compiled in Path(found.origin).parent.glob("_C*.so"):
-        try:
-            torch.ops.load_library(str(compiled))
-        except OSError:
-            continue
-        return
-    library = torch.library.Library("torchvision", "DEF")
-    for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _named.append(library)
 
 
 def freeze(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
