@@ -122,7 +122,7 @@ def test_validate_goes_on_after_a_file_with_problems_and_looks_at_smoke(tmp_path
     assert result.exit_code == 2
     assert f"{bad}:5:1: nmae: unknown key 'nmae'; did you mean 'name'?" in result.output
     assert f"{smoky}:5:22: train.stpes: unknown key 'stpes'; did you mean 'steps'?" in result.output
-    assert f"{good}: valid, 1 runs" in result.output
+    assert f"{good}: valid, 1 run\n" in result.output
 
 
 # -- check -------------------------------------------------------------------------------------------------------------

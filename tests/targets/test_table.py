@@ -107,7 +107,7 @@ def test_missing_entries_are_masked_and_counted(tmp_path: Path, kind: str) -> No
     )
     assert torch.equal(jet.derivatives["x",], torch.from_numpy(np.nan_to_num(kept[:, 4:])).reshape(-1, 2, 2))
     assert (
-        "u 2, v 1, du/dt 3, du/dx 1, dv/dt 1, dv/dx 2" in said[0] and "without any value or partial: 1 rows" in said[0]
+        "u 2, v 1, du/dt 3, du/dx 1, dv/dt 1, dv/dx 2" in said[0] and "without any value or partial: 1 row" in said[0]
     )
 
 
