@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sobolev.errors import DataError, RecipeError
+from sobolev.wording import plural
 
 if TYPE_CHECKING:
     from sobolev.builtin.targets.table.columns import Columns, Partials
@@ -242,8 +243,8 @@ def _show(name: str, samples: Samples, diagnosis: Diagnosis) -> None:
 
     console = Console(highlight=False)
     console.print(
-        f"[bold]{escape(name)}[/]: {len(samples.x):,} samples, {len(samples.inputs)} inputs, {len(samples.outputs)} "
-        f"values, {len(samples.columns)} partials"
+        f"[bold]{escape(name)}[/]: {plural(len(samples.x), 'sample')}, {plural(len(samples.inputs), 'input')}, "
+        f"{plural(len(samples.outputs), 'value')}, {plural(len(samples.columns), 'partial')}"
     )
     made = Table(box=None, padding=(0, 2))
     made.add_column("partials")

@@ -9,6 +9,7 @@ import click
 
 from sobolev.cli import host_of
 from sobolev.errors import SobolevError
+from sobolev.wording import plural
 
 if TYPE_CHECKING:
     from sobolev.describe import Option
@@ -32,7 +33,7 @@ def validate(ctx: click.Context, recipes: tuple[Path, ...], overrides: tuple[str
             failed = True
             click.echo(str(error), err=True)
         else:
-            click.echo(f"{recipe}: valid, {len(plans)} runs")
+            click.echo(f"{recipe}: valid, {plural(len(plans), 'run')}")
     ctx.exit(2 if failed else 0)
 
 

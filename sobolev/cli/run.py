@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from sobolev.cli import host_of
+from sobolev.wording import plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,7 +105,7 @@ def _run(
     if not first:
         console.quiet = True
     name = plans[0].recipe.name
-    console.print(f"[bold]{name}[/]: {len(plans)} runs" + (f", {count} at a time" if count > 1 else ""))
+    console.print(f"[bold]{name}[/]: {plural(len(plans), 'run')}" + (f", {count} at a time" if count > 1 else ""))
     if len(pending) < len(plans):
         console.print(f"{len(plans) - len(pending)} of them were finished before and are not repeated")
     started = time.monotonic()

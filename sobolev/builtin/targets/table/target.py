@@ -23,9 +23,11 @@ from sobolev.errors import DataError
 from sobolev.noise import stream
 from sobolev.registry import did_you_mean
 from sobolev.vocabulary import VALUE, Batch, Jet, Key, Points, Probe, Site
+from sobolev.wording import plural
 
 SITE = "table"
 _KEY: Key = ("x",)
+SPLITS = ("train", "validation", "test")
 _CARD = "table.json"
 
 
@@ -153,10 +155,11 @@ class Table(Target):
     def _tell(self, path: Path) -> None:
         """Say what was found, and what is missing."""
         summary, columns = self.store.summary, self.columns
-        sizes = ", ".join(f"{split} {len(rows):,}" for split, rows in self._rows.items() if len(rows))
+        sizes = ", ".join(f"{split} {len(self._rows[split]):,}" for split in SPLITS if len(self._rows[split]))
         parts = [
-            f"{path.name}: {summary.rows:,} rows ({sizes}), {len(columns.inputs)} inputs, {len(columns.outputs)} "
-            f"values, {len(columns.partials)} of {len(columns.inputs) * len(columns.outputs)} partials"
+            f"{path.name}: {plural(summary.rows, 'row')} ({sizes}), {plural(len(columns.inputs), 'input')}, "
+            f"{plural(len(columns.outputs), 'value')}, {len(columns.partials)} of "
+            f"{plural(len(columns.inputs) * len(columns.outputs), 'partial')}"
         ]
         answers = (*columns.outputs, *columns.partials.values())
         missing = {name: summary.missing[name] for name in answers if name in summary.missing}
@@ -164,9 +167,9 @@ class Table(Target):
             shown = ", ".join(f"{name} {count:,}" for name, count in list(missing.items())[:6])
             parts.append(f"missing and masked: {shown}" + (f", {len(missing) - 6} more" if len(missing) > 6 else ""))
         if summary.incomplete:
-            parts.append(f"left out, without an input: {len(summary.incomplete):,} rows")
+            parts.append(f"left out, without an input: {plural(len(summary.incomplete), 'row')}")
         if summary.empty:
-            parts.append(f"left out, without any value or partial: {len(summary.empty):,} rows")
+            parts.append(f"left out, without any value or partial: {plural(len(summary.empty), 'row')}")
         self.context.say("; ".join(parts))
 
     def sites(self) -> Mapping[str, Site]:
@@ -262,5 +265,5 @@ class Table(Target):
         partials = {(i, j): name for i, j, name in card["partials"]}
         self.columns = Columns(tuple(card["inputs"]), tuple(card["outputs"]), partials)
         self.units, self._low, self._high = card["units"], card["low"], card["high"]
-        self._rows = {split: np.empty(0, dtype=np.int64) for split in ("train", "validation", "test")}
+        self._rows = {split: np.empty(0, dtype=np.int64) for split in SPLITS}
         self._component_weights = {}
