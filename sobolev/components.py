@@ -216,10 +216,14 @@ class Estimator:
         raise NotImplementedError
 
     def differentiate(self, value: Callable[[Mapping[str, Tensor]], Tensor], points: Points, probe: Probe) -> Jet:
-        """Return the jet of ``value`` (inputs -> ``(B, m)``), detached; by autograd unless overridden."""
-        from sobolev.differentiate.autograd import differentiate
+        """Return the jet of ``value`` (inputs -> ``(B, m)``), detached; by autograd unless overridden.
 
-        return differentiate(value, points, probe, create_graph=False).detach()
+        Raises:
+            ComponentError: a value that does not depend on a differentiated input through autograd.
+        """
+        from sobolev.differentiate.autograd import differentiate_target
+
+        return differentiate_target(value, points, probe)
 
     def metrics(self) -> Mapping[str, float]:
         """Return counters worth recording, such as evaluations of the target; processes are summed."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sobolev.differentiate.composite import differentiable_forms
-from sobolev.errors import DerivativeError
+from sobolev.errors import ComponentError, DerivativeError
 from sobolev.vocabulary import Contraction, Jet, Key, Points, Probe, key_name
 
 ValueFunction = Callable[[Mapping[str, Tensor]], Tensor]
@@ -23,6 +23,7 @@ def differentiate(
     create_graph: bool,
     detached: frozenset[Key] = frozenset(),
     coupled: bool = False,
+    connected: bool = False,
 ) -> Jet:
     """Return the jet of a function that treats samples independently.
 
@@ -37,23 +38,28 @@ def differentiate(
         detached: keys whose derivative is wanted without graph all the same: they share the forward pass, and
             cost no second differentiation.
         coupled: whether samples influence each other; then forward mode, which moves all samples at once, is not used.
+        connected: whether it is an error that the value does not depend on an input through autograd at all.
 
     Returns:
         The value with its graph, and every derivative in the shape of its contraction.
 
     Raises:
         DerivativeError: an operation without the derivative that is needed; a Hessian of coupled samples.
+        Disconnected: a value that leaves autograd, where ``connected``.
     """
     if coupled:
         _check_coupled(probe)
     named = {name for key in probe.keys for name in key}
     try:
         if not coupled and _forward_mode(probe, detached):
-            return _by_forward_mode(function, points, probe, create_graph)
+            return _by_forward_mode(function, points, probe, create_graph, connected)
         leaves = {name: points.inputs[name].detach().requires_grad_() for name in named}
         with torch.enable_grad(), differentiable_forms(norms=_twice(probe, create_graph, detached)):
             # Copies: a first layer may work in place.
             value = function({**points.inputs, **{name: leaf.clone() for name, leaf in leaves.items()}})
+            for name, leaf in leaves.items() if connected else ():
+                if not _reaches(value, leaf):
+                    raise Disconnected(name)
             derivatives = {
                 key: derivative(
                     value,
@@ -67,6 +73,41 @@ def differentiate(
         return Jet(value, derivatives)
     except (NotImplementedError, RuntimeError) as error:
         raise explained(error, probe) from error
+
+
+class Disconnected(Exception):
+    """A value does not depend through autograd on the input of this name."""
+
+
+def differentiate_target(function: ValueFunction, points: Points, probe: Probe) -> Jet:
+    """Return the jet of a target's value, detached.
+
+    Raises:
+        ComponentError: a value that does not depend on a differentiated input through autograd.
+    """
+    try:
+        return differentiate(function, points, probe, create_graph=False, connected=True).detach()
+    except Disconnected as name:
+        raise ComponentError(
+            f"d/d{name} of the target cannot be taken: its value does not depend on {name} through autograd, so every "
+            "derivative would come out as 0. Somewhere it detaches, rounds or leaves torch (NumPy, a simulator). Use "
+            "torch operations there, the estimator 'finite-difference', or let the target return derivatives of its "
+            f"own; if it really is constant in {name}, add 0 * {name} to it"
+        ) from None
+
+
+def _reaches(value: Tensor, leaf: Tensor) -> bool:
+    """Return whether the graph of ``value`` ends at ``leaf``."""
+    seen, left = set(), [value.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if getattr(node, "variable", None) is leaf:
+            return True
+        seen.add(node)
+        left += [before for before, _ in node.next_functions]
+    return False
 
 
 def _check_coupled(probe: Probe) -> None:
@@ -137,15 +178,20 @@ def _load_forward_rules() -> None:
         torch.func.jvp(torch.tanh, (x,), (x,))
 
 
-def _by_forward_mode(function: ValueFunction, points: Points, probe: Probe, create_graph: bool) -> Jet:
+def _by_forward_mode(function: ValueFunction, points: Points, probe: Probe, create_graph: bool, connected: bool) -> Jet:
     ((key, contraction),) = probe.contractions.items()
     (vector,) = contraction.inputs
     assert vector is not None
     _load_forward_rules()
     with torch.set_grad_enabled(create_graph), differentiable_forms(norms=create_graph):
-        value, row, *_ = torch.func.jvp(
-            lambda x: function({**points.inputs, key[0]: x}), (points.inputs[key[0]],), (vector[:, 0],)
-        )
+        along, x, v = (lambda x: function({**points.inputs, key[0]: x})), points.inputs[key[0]], vector[:, 0]
+        try:
+            value, row, *_ = torch.func.jvp(along, (x,), (v,), strict=connected)
+        except RuntimeError as error:
+            # What leaves torch finds no numbers in the tensors of forward mode.
+            if connected and any(part in str(error) for part in ("independent of", "doesn't have storage")):
+                raise Disconnected(key[0]) from error
+            raise
     return Jet(value, {key: row[:, None]})
 
 

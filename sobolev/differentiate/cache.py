@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sobolev.differentiate.autograd import differentiate
+from sobolev.differentiate.autograd import differentiate_target
 from sobolev.differentiate.contract import contract
 from sobolev.vocabulary import VALUE, Batch, Jet, Key, Points, Probe, Site
 
@@ -54,7 +54,7 @@ class DerivativeCache:
         probe = Probe.full(keys)
         for ids in torch.arange(self.count).split(_ROWS):
             where = self.points(ids)
-            jet = differentiate(self.value(where), where, probe, create_graph=False).detach()
+            jet = differentiate_target(self.value(where), where, probe)
             for key in (VALUE, *keys):
                 if len(ids) and key not in self._held:
                     self._held[key] = jet[key].new_empty(self.count, *jet[key].shape[1:])

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from deriv_support import head_of, loss_of, measurer_of, network, points_of
 from torch import Tensor, nn
 
+from sobolev.differentiate.exact import Exact
 from sobolev.differentiate.preflight import check_gradient
 from sobolev.differentiate.projected import Projected
 from sobolev.errors import ComponentError, DerivativeError
 from sobolev.noise import Noise
-from sobolev.vocabulary import Contraction, Probe
+from sobolev.vocabulary import Contraction, Points, Probe
 
 
 def ones(*shape: int) -> Tensor:
@@ -119,3 +124,28 @@ def test_the_second_order_of_a_piecewise_linear_student_is_refused(kind: str) ->
 def test_under_a_curved_head_it_is_not_zero() -> None:
     measurer = measurer_of(network("relu", 3), head_of("log-softmax"), (3,), 3)
     assert measurer.measure(points_of((3,), 3), Probe.full((("x", "x"),)))["x", "x"].any()
+
+
+def outside(inputs: Mapping[str, Tensor]) -> Tensor:
+    return torch.from_numpy(np.sin(inputs["x"].detach().numpy()).sum(1, keepdims=True))
+
+
+def rounded(inputs: Mapping[str, Tensor]) -> Tensor:
+    """Differentiable by another input only."""
+    return inputs["x"].detach().round().sum(1, keepdim=True) + inputs["y"].sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("value", [outside, rounded])
+@pytest.mark.parametrize("contraction", [Contraction(None, (None,)), Contraction(None, (ones(2, 1, 3),))])
+def test_target_that_leaves_autograd_is_an_error_and_not_zero(value: Any, contraction: Contraction) -> None:
+    x = torch.randn(2, 3, dtype=torch.float64)
+    points = Points({"x": x, "y": x.clone()}, ("x", "y"), torch.arange(2))
+    with pytest.raises(ComponentError, match=r"d/dx of the target .* leaves torch .* 'finite-difference'"):
+        Exact().differentiate(value, points, Probe({X: contraction}))
+
+
+def test_target_that_is_zero_times_its_input_may_be_constant() -> None:
+    x = torch.randn(2, 3, dtype=torch.float64)
+    jet = Exact().differentiate(lambda i: 1 + 0 * i["x"][:, :1], Points({"x": x}, ("x",), torch.arange(2)), FULL)
+    assert torch.equal(jet.value, ones(2, 1))
+    assert torch.equal(jet[X], torch.zeros(2, 1, 3, dtype=torch.float64))
