@@ -1,19 +1,48 @@
-"""Students of an ensemble under an optimizer with a line search: each takes its own steps.
+"""Several students as one: what answers for them, and how they are optimized.
 
 The loss of an ensemble is a sum of losses that share no parameter. To a first-order optimizer that makes no
 difference; one that builds a model of the curvature, and chooses one step length for all, would mix what has nothing
-to do with each other.
+to do with each other. So under an optimizer with a line search each member takes its own steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from sobolev.vocabulary import Jet, Site
 
 if TYPE_CHECKING:
     from sobolev.build import Experiment
+
+
+def together(sites: Mapping[str, Site]) -> dict[str, list[str]]:
+    """Return the sites that answer under one name: an ensemble's in place of its members', every other one alone."""
+    found: dict[str, list[str]] = {}
+    for name, site in sites.items():
+        found.setdefault(site.ensemble or name, []).append(name)
+    return found
+
+
+def mean(jets: Sequence[Jet]) -> Jet:
+    """Return the mean of the members' values and derivatives; one jet stands for itself."""
+    return _over(jets, lambda stacked: stacked.mean(0)) if len(jets) > 1 else jets[0]
+
+
+def spread(jets: Sequence[Jet]) -> Jet | None:
+    """Return the standard deviation of the members' values and derivatives, or None for a single one."""
+    return _over(jets, lambda stacked: stacked.std(0, correction=0)) if len(jets) > 1 else None
+
+
+def _over(jets: Sequence[Jet], combine: Callable[[Tensor], Tensor]) -> Jet:
+    """Return the jet that a function of the members, stacked first, makes."""
+    return Jet(
+        combine(torch.stack([jet.value for jet in jets])),
+        {key: combine(torch.stack([jet[key] for jet in jets])) for key in jets[0].derivatives},
+    )
 
 
 def members(experiment: Experiment) -> dict[str, list[nn.Parameter]]:

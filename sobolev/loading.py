@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from sobolev import ensembles
 from sobolev.build import Experiment, build
 from sobolev.distributed import World
 from sobolev.errors import RecipeError
@@ -37,12 +38,11 @@ class LoadedStudent:
 
     def __call__(self, inputs: Tensor | Mapping[str, Tensor], site: str | None = None) -> Jet:
         """Return value ``(B, m)`` and full first derivatives ``(B, m, *x)`` at ``inputs`` ``(B, *x)``."""
-        return _over(self._members(inputs, site), lambda stacked: stacked.mean(0))
+        return ensembles.mean(self._members(inputs, site))
 
     def spread(self, inputs: Tensor | Mapping[str, Tensor], site: str | None = None) -> Jet | None:
         """Return the standard deviation of the members' values and first derivatives, or None for a single student."""
-        jets = self._members(inputs, site)
-        return _over(jets, lambda stacked: stacked.std(0, correction=0)) if len(jets) > 1 else None
+        return ensembles.spread(self._members(inputs, site))
 
     @property
     def names(self) -> list[str]:
@@ -75,17 +75,6 @@ class LoadedStudent:
         points = Points(tensors, where.differentiate, torch.arange(rows))
         jets = self.experiment.measure(dict.fromkeys(names, points))
         return [jets[name] for name in names]
-
-
-def _over(jets: Sequence[Jet], combine: Callable[[Tensor], Tensor]) -> Jet:
-    """Return the jet that a function of the members, stacked first, makes; one member stands for itself."""
-    if len(jets) == 1:
-        return jets[0]
-    keys = jets[0].derivatives
-    return Jet(
-        combine(torch.stack([jet.value for jet in jets])),
-        {key: combine(torch.stack([jet.derivatives[key] for jet in jets])) for key in keys},
-    )
 
 
 def load(run: Path | str, host: Host | None = None) -> LoadedStudent:

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from students_support import experiment, samples, trained
 
-from sobolev import ComponentError, load
+from sobolev import ComponentError, Learner, Points, load
 from sobolev.arrays import ArrayTarget
 from sobolev.builtin.targets.ensemble import ensemble_of
 from sobolev.cli import cli
@@ -136,3 +136,41 @@ def test_loading_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("sobolev.build.measure_statistics", refused)
     student = load(tmp_path / "runs" / "members" / "default" / "seed-0")
     assert student.module["function-1"][0].deviation[0] > 1.1  # the file's, not the neutral 1
+
+
+def test_a_target_finishes_with_the_mean_of_the_members() -> None:
+    class Scored(ArrayTarget):
+        def finish(self, learner: Learner) -> dict[str, float]:
+            x = samples().x
+            points = {"data": Points({"x": x}, ("x",), torch.arange(len(x)))}
+            jet = learner.measure(points)["data"]
+            assert torch.equal(jet.value, learner.value("data", {"x": x}))
+            torch.testing.assert_close(learner.module["data"](x), jet.value)
+            return {"value": float(jet.value.sum()), "slope": float(jet.derivatives["x",].sum())}
+
+    made = experiment(ensemble_of(Scored(samples()), 3))
+    found = made.target.finish(made)
+    x = samples().x.clone().requires_grad_()
+    value = torch.stack([made.module[name](x) for name in made.sites]).mean(0).sum()
+    assert found["value"] == pytest.approx(value.item(), rel=1e-9)
+    assert found["slope"] == pytest.approx(torch.autograd.grad(value, x)[0].sum().item(), rel=1e-9)
+
+
+OF_A_TABLE = """
+name: table
+target: {use: ensemble, of: {use: table, file: t.csv, inputs: [a, b], values: f}, members: 2}
+student: {use: mlp, hidden: [4], activation: tanh}
+objective: {derivatives: []}
+train: {steps: 2}
+"""
+
+
+def test_an_ensemble_of_a_table_is_loaded_where_the_table_is_not(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(OF_A_TABLE)
+    (tmp_path / "t.csv").write_text("a,b,f\n" + "".join(f"{i},{i % 3},{i * i}\n" for i in range(10)))
+    arguments = ["run", str(tmp_path / "r.yaml"), "--runs", str(tmp_path / "runs"), "--jobs", "1"]
+    assert CliRunner().invoke(cli, arguments).exit_code == 0
+    (tmp_path / "t.csv").unlink()
+    student = load(tmp_path / "runs" / "table" / "default" / "seed-0")
+    assert student.names == ["table", "table-1", "table-2"]
+    assert student(torch.zeros(1, 2)).value.shape == (1, 1)

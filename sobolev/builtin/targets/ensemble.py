@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sobolev.build import answers
-from sobolev.components import Axes, Context, Target
+from sobolev.components import Axes, Context, Learner, Target
+from sobolev.ensembles import mean
 from sobolev.errors import ComponentError
 from sobolev.vocabulary import Batch, Jet, Key, Mean, Points, Probe, Site, key_name
 
@@ -89,10 +90,14 @@ class Ensemble(Target):
                 {inner: reference[name] for inner, name in one.items()},
                 {inner: prediction[name] for inner, name in one.items()},
             )
-            for name, mean in own.items():
+            for name, measured in own.items():
                 before = found.get(name)
-                found[name] = Mean(before.sum + mean.sum, before.count + mean.count) if before else mean
+                found[name] = before + measured if before else measured
         return found
+
+    def finish(self, learner: Learner) -> Mapping[str, float]:
+        """Let the target finish with the mean over the members as its student."""
+        return self.of.finish(MeanOfMembers(learner, {inner: self._names(inner) for inner in self.of.sites()}))
 
     def axes(self, site: str) -> Axes | None:
         """Return names and box of a member's site, or of the ensemble."""
@@ -101,6 +106,39 @@ class Ensemble(Target):
     def close(self) -> None:
         """Close the target itself."""
         self.of.close()
+
+
+class MeanOfMembers(Learner):
+    """The members as one student, under the names of the target's own sites.
+
+    Its values and derivatives are means after the head, as in metrics and in predictions. Its ``module`` averages
+    what the members return before the head.
+    """
+
+    def __init__(self, learner: Learner, members: Mapping[str, Sequence[str]]) -> None:
+        self.learner = learner
+        self.members = members
+        self.module = nn.ModuleDict(
+            {inner: _Mean([learner.module[name] for name in names]) for inner, names in members.items()}
+        )
+
+    def value(self, site: str, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return the mean of the members' values ``(B, m)``, without graph."""
+        return torch.stack([self.learner.value(name, inputs) for name in self.members[site]]).mean(0)
+
+    def measure(self, points: Mapping[str, Points]) -> dict[str, Jet]:
+        """Measure the mean of the members' values and full first derivatives, without graph."""
+        jets = self.learner.measure({name: where for site, where in points.items() for name in self.members[site]})
+        return {site: mean([jets[name] for name in self.members[site]]) for site in points}
+
+
+class _Mean(nn.Module):
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, *arguments: Tensor, **inputs: Tensor) -> Tensor:
+        return torch.stack([member(*arguments, **inputs) for member in self.members]).mean(0)
 
 
 class AnsweringEnsemble(Ensemble):
@@ -149,14 +187,13 @@ def _alike(one: Jet, other: Jet, key: Key) -> bool:
 
 
 def _of_mean(prefix: str, key: Key, members: Tensor, answer: Jet, points: Points) -> dict[str, Mean]:
-    mean = members.mean(0)
     known = answer.known.get(key)
-    error = mean - answer[key]
+    error = members.mean(0) - answer[key]
     variance = members.var(0, correction=0)
-    fraction = torch.ones(len(mean), dtype=mean.dtype, device=mean.device)
+    fraction = members.new_ones(len(error))
     if known is not None:
         error, variance = error * known, variance * known
-        fraction = known.flatten(1).to(mean.dtype).mean(1)
+        fraction = known.flatten(1).to(error.dtype).mean(1)
     weight = torch.ones_like(fraction) if points.weight is None else points.weight
     count = (fraction * weight).sum()
     found = {f"{prefix}{key_name(key)}": Mean((error.square().flatten(1).sum(1) * weight).sum(), count)}
