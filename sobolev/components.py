@@ -327,6 +327,8 @@ Answers = tuple["np.ndarray", dict[str, "np.ndarray"]]
 class Trained:
     """A finished run as a report may look at it, in numbers.
 
+    An ensemble is one site under its own name, and its student is the mean of the members.
+
     Attributes:
         sites: by name.
         axes: of each site, where the target names them.
@@ -335,6 +337,7 @@ class Trained:
         samples: (split, limit) -> the inputs of that split at each site, at most ``limit`` of them.
         compared: (split, limit) -> at each site, the target's and the student's value and derivatives at the same
             samples; numbers that the target does not know are NaN.
+        spread: like student: the standard deviation of an ensemble's members, or None where there is a single student.
     """
 
     sites: Mapping[str, Site]
@@ -343,6 +346,7 @@ class Trained:
     target: Callable[[str, Mapping[str, np.ndarray]], tuple[np.ndarray, dict[str, np.ndarray]]] | None
     samples: Callable[[str, int], dict[str, dict[str, np.ndarray]]]
     compared: Callable[[str, int], dict[str, tuple[Answers, Answers]]]
+    spread: Callable[[str, Mapping[str, np.ndarray]], Answers | None] = lambda site, inputs: None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sobolev import ensembles
 from sobolev.build import Experiment, answers
 from sobolev.components import Answers, Report, Trained
 from sobolev.rundir import RunDirectory
@@ -17,7 +18,8 @@ from sobolev.vocabulary import VALUE, Batch, Jet, Key, Points, Probe
 def trained(experiment: Experiment) -> Trained:
     """Return the view of a run that reports get."""
     experiment.module.eval()
-    sites = experiment.sites
+    members = ensembles.together(experiment.sites)
+    sites = {site: experiment.sites[names[0]] for site, names in members.items()}
     context = experiment.context
 
     def points(site: str, inputs: Mapping[str, np.ndarray]) -> Points:
@@ -25,40 +27,54 @@ def trained(experiment: Experiment) -> Trained:
         rows = len(next(iter(tensors.values())))
         return Points(tensors, sites[site].differentiate, torch.arange(rows))
 
+    def measured(site: str, inputs: Mapping[str, np.ndarray]) -> list[Jet]:
+        jets = experiment.measure(dict.fromkeys(members[site], points(site, inputs)))
+        return [jets[name] for name in members[site]]
+
     def student(site: str, inputs: Mapping[str, np.ndarray]) -> Answers:
-        return _arrays(experiment.measure({site: points(site, inputs)})[site])
+        return _arrays(ensembles.mean(measured(site, inputs)))
+
+    def spread(site: str, inputs: Mapping[str, np.ndarray]) -> Answers | None:
+        found = ensembles.spread(measured(site, inputs)) if len(members[site]) > 1 else None
+        return None if found is None else _arrays(found)
+
+    def probe(name: str) -> Probe:
+        return Probe.full(experiment.wanted(name) if experiment.target.max_order != 0 else ())
 
     def target(site: str, inputs: Mapping[str, np.ndarray]) -> Answers:
-        where = points(site, inputs)
-        probe = Probe.full(experiment.wanted(site) if experiment.target.max_order != 0 else ())
-        return _arrays(experiment.reference({site: where}, {site: probe}, None)[site])
+        name = members[site][0]
+        return _arrays(experiment.reference({name: points(site, inputs)}, {name: probe(name)}, None)[name])
+
+    def drawn(split: str, limit: int) -> Mapping[str, Points]:
+        ids = torch.arange(min(limit, experiment.target.size(split)))
+        if not len(ids):
+            return {}
+        return experiment.target.points(Batch(split, ids, experiment.target.load(split, ids)), training=False)
 
     def samples(split: str, limit: int) -> dict[str, dict[str, np.ndarray]]:
-        count = min(limit, experiment.target.size(split))
-        if not count:
-            return {}
-        ids = torch.arange(count)
-        found = experiment.target.points(Batch(split, ids, experiment.target.load(split, ids)), training=False)
-        return {site: {n: _numpy(t) for n, t in where.inputs.items()} for site, where in found.items()}
+        found = drawn(split, limit)
+        here = {site: found[names[0]] for site, names in members.items() if names[0] in found}
+        return {site: {n: _numpy(t) for n, t in where.inputs.items()} for site, where in here.items()}
 
     def compared(split: str, limit: int) -> dict[str, tuple[Answers, Answers]]:
-        count = min(limit, experiment.target.size(split))
-        if not count:
+        where = drawn(split, limit)
+        if not where:
             return {}
-        ids = torch.arange(count)
-        where = experiment.target.points(Batch(split, ids, experiment.target.load(split, ids)), training=False)
-        keys = {site: experiment.wanted(site) if experiment.target.max_order != 0 else () for site in where}
         prediction = experiment.measure(where)
-        reference = experiment.reference(where, {site: Probe.full(keys[site]) for site in where}, prediction)
-        return {site: (_arrays(reference[site]), _arrays(prediction[site])) for site in where}
+        reference = experiment.reference(where, {name: probe(name) for name in where}, prediction)
+        return {
+            site: (_arrays(reference[names[0]]), _arrays(ensembles.mean([prediction[name] for name in names])))
+            for site, names in members.items()
+        }
 
     return Trained(
         sites=sites,
-        axes={site: experiment.target.axes(site) for site in sites},
+        axes={site: experiment.target.axes(names[0]) for site, names in members.items()},
         student=student,
         target=None if answers(experiment.target) else target,
         samples=samples,
         compared=compared,
+        spread=spread,
     )
 
 

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
 from reports_support import train
 
+from sobolev import Batch, RunRecord, load
 from sobolev.host import default_host
 
 RECIPE = """
@@ -33,3 +37,70 @@ def test_parity_uses_recorded_numbers(tmp_path: Path) -> None:
     for spec in runs[0].config["figures"]:
         files = registry.build("report", spec).draw(runs, tmp_path / "figures")
         assert len(files) == (0 if spec["use"] == "surface" else 1)
+
+
+ENSEMBLE = """
+name: members
+target: {use: ensemble, of: {use: mccormick, train: 9, test: 12}, members: 3}
+student: {use: mlp, hidden: [4], activation: tanh}
+train: {steps: 3, batch_size: all, preflight: false}
+figures: [{use: surface, grid: 5}, parity, errors, {use: profiles, grid: 5}]
+"""
+
+
+def test_figures_show_the_mean_of_an_ensemble_and_its_spread(tmp_path: Path) -> None:
+    (run,) = train(tmp_path, ENSEMBLE)
+    student = load(run.directory)
+
+    def records(name: str) -> dict[str, np.ndarray]:
+        with np.load(run.directory / f"records/{name}.npz") as stored:
+            return {name: stored[name] for name in stored.files}
+
+    surface = records("surface")
+    x, y = np.meshgrid(surface["x"], surface["y"])
+    jet = student(torch.from_numpy(np.stack([x.ravel(), y.ravel()], axis=1)))
+    np.testing.assert_allclose(surface["value"], jet.value[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(surface["gradient"], jet.derivatives["x",][:, 0], rtol=1e-5)
+    assert len(surface["samples"]) == 9
+
+    test = student.experiment.target.points(Batch("test", torch.arange(12)), training=False)["function-1"]
+    jet = student(test.inputs)
+    for name in ("parity", "errors"):
+        stored = records(name)
+        assert stored["labels"].tolist() == ["f", "df/dx", "df/dy"]
+        np.testing.assert_allclose(stored["student"][0], jet.value[:, 0], rtol=1e-5)
+        np.testing.assert_allclose(stored["student"][1:].T, jet.derivatives["x",][:, 0], rtol=1e-5)
+        assert np.abs(stored["student"] - stored["target"]).max() > 0.1
+
+    profiles = records("profiles")
+    line = np.stack([profiles["x"][0], np.full(5, 0.5)], axis=1)  # the middle of [-3, 4]
+    jet, spread = student(torch.from_numpy(line)), student.spread(torch.from_numpy(line))
+    assert spread is not None
+    np.testing.assert_allclose(profiles["student_value"][0], jet.value[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(profiles["spread_value"][0], spread.value[:, 0], rtol=1e-4)
+    np.testing.assert_allclose(profiles["spread_partial"][0], spread.derivatives["x",][:, 0, 0], rtol=1e-4)
+    assert profiles["target_value"].shape == (2, 5)
+
+    figure = drawn_profiles(run, tmp_path / "figures")
+    assert figure.get_supxlabel() == "lines: mean of the members; bands: one standard deviation of the members"
+    (band,) = figure.axes[0].collections
+    vertices = band.get_paths()[0].vertices
+    np.testing.assert_allclose(
+        [vertices[:, 1].min(), vertices[:, 1].max()],
+        [(jet.value - spread.value).min(), (jet.value + spread.value).max()], rtol=1e-4,
+    )  # fmt: skip
+
+
+def drawn_profiles(run: RunRecord, directory: Path) -> Figure:
+    """Draw the profiles and return the figure instead of its file alone."""
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sobolev.builtin.reports.profiles.save", lambda figure, *_: made.append(figure))
+        default_host().registry.build("report", "profiles").draw([run], directory)
+    return made[0]
+
+
+def test_a_single_student_has_no_spread(tmp_path: Path) -> None:
+    (run,) = train(tmp_path, RECIPE)
+    with np.load(run.directory / "records/profiles.npz") as stored:
+        assert not [name for name in stored.files if name.startswith("spread")]

@@ -261,6 +261,8 @@ def test_labels() -> None:
     assert style.metric_labels(["test/function/d/dx", "return"]) == {
         "test/function/d/dx": "test error of d/dx", "return": "return",
     }  # fmt: skip
+    assert style.metric_labels(["train/loss"]) == {"train/loss": "training loss"}
+    assert style.metric_labels(["test/function/spread"])["test/function/spread"] == "test: spread of members"
     assert style.metric_labels(["test/a/value", "test/b/value"])["test/b/value"] == "test error of value (b)"
 
 

@@ -47,10 +47,10 @@ class Profiles(Report):
                 "output": np.array(output),
                 "x": np.stack([line[:, i] for i, line in enumerate(lines)]),
             }
-            for who, ask in (("student", trained.student), ("target", trained.target)):
-                if ask is None:
+            for who, ask in (("student", trained.student), ("spread", trained.spread), ("target", trained.target)):
+                found = [] if ask is None else [answer for line in lines if (answer := ask(site, {name: line}))]
+                if not found:
                     continue
-                found = [ask(site, {name: line}) for line in lines]
                 arrays[f"{who}_value"] = np.stack([value[:, self.output] for value, _ in found])
                 if all(name in derivatives for _, derivatives in found):
                     slopes = [derivatives[name][:, self.output, i] for i, (_, derivatives) in enumerate(found)]
@@ -59,7 +59,10 @@ class Profiles(Report):
         return None
 
     def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
-        """Draw the median over seeds with a band, and the target where it can be asked."""
+        """Draw the median over seeds, and the target where it can be asked.
+
+        The band reaches from the least to the greatest seed; of an ensemble, each with the spread of its members.
+        """
         found: dict[str, list[dict[str, np.ndarray]]] = {}
         for run in runs:
             file = run.directory / "records" / f"{self.name}.npz"
@@ -81,7 +84,18 @@ class Profiles(Report):
             panels[1, i].set_xlabel(name, fontsize=9)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
+        figure.supxlabel(_caption(found), fontsize=8)
         return [save(figure, directory, "profiles")]
+
+
+def _caption(found: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
+    """Return what lines and bands are, where there is more than one line behind them."""
+    seeds = any(len(members) > 1 for members in found.values())
+    members = any("spread_value" in record for records in found.values() for record in records)
+    spread = "one standard deviation of the members" if members else ""
+    if not seeds:
+        return f"lines: mean of the members; bands: {spread}" if members else ""
+    return "lines: median over seeds; bands: least to greatest" + (f", and {spread}" if members else "")
 
 
 def _box(trained: Trained, site: str, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -108,8 +122,10 @@ def _lines(
             continue
         x = seeds[0]["x"][i]
         values = np.stack([seed[f"student_{what}"][i] for seed in seeds])
+        spread = np.stack([seed.get(f"spread_{what}", np.zeros_like(seed["x"]))[i] for seed in seeds])
+        low, high = (values - spread).min(axis=0), (values + spread).max(axis=0)
         axes.plot(x, np.median(values, axis=0), color=palette[variant], label=variant, lw=1.5)
-        axes.fill_between(x, values.min(axis=0), values.max(axis=0), color=palette[variant], alpha=0.2, lw=0)
+        axes.fill_between(x, low, high, color=palette[variant], alpha=0.2, lw=0)
     first = next(iter(found.values()))[0]
     if f"target_{what}" in first:
         axes.plot(first["x"][i], first[f"target_{what}"][i], color="black", lw=1, ls="--", label="target")

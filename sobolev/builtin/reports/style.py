@@ -43,11 +43,14 @@ def cell_name(cells: Mapping[str, str]) -> str:
 
 def metric_label(metric: str, several_sites: bool = False) -> str:
     """Return a metric for people: ``test/function/d/dx`` is "test error of d/dx"."""
-    found = re.fullmatch(r"(train|validation|test)/([^/]+)/(value|d\d*/.+)", metric)
+    if metric == "train/loss":
+        return "training loss"
+    found = re.fullmatch(r"(train|validation|test)/([^/]+)/(value|spread|d\d*/.+)", metric)
     if not found:
         return metric
     split, site, what = found.groups()
-    return f"{split} error of {what}" + (f" ({site})" if several_sites else "")
+    said = f"{split}: spread of members" if what == "spread" else f"{split} error of {what}"
+    return said + (f" ({site})" if several_sites else "")
 
 
 def metric_labels(metrics: Sequence[str]) -> dict[str, str]:
