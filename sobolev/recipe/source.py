@@ -66,11 +66,13 @@ class Document:
         """Set ``a.b.0.c`` to a value.
 
         Raises:
-            RecipeError: the path leads through something that is no mapping or list, or past the end of a list.
+            RecipeError: the path leads through something that is no mapping or list, past the end of a list, or into
+                a list that is not written in the recipe.
         """
         node: Any = self.data
         path: tuple[str | int, ...] = ()
         parts = dotted.split(".")
+        _refuse_absent_list(self.data, parts, mark)
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
             step = _step(node, part, path, mark)
@@ -105,6 +107,34 @@ class Document:
                 mine |= {(*target, *p[len(source) :]): m for p, m in theirs.items() if p[: len(source)] == source}
 
 
+def _refuse_absent_list(node: Any, parts: Sequence[str], mark: Mark) -> None:
+    """Say what to write where a path leads to an item of a list that is not in the recipe."""
+    there = 0
+    while there < len(parts):
+        if isinstance(node, list) and parts[there].isdigit() and int(parts[there]) < len(node):
+            node = node[int(parts[there])]
+        elif isinstance(node, Mapping) and parts[there] in node:
+            node = node[parts[there]]
+        else:
+            break
+        there += 1
+    at = next((i for i in range(there + 1, len(parts)) if parts[i].isdigit()), None)
+    if at is None or not isinstance(node, Mapping | str):  # a list that is too short, or a number, is another mistake
+        return
+    item = _nested(parts[at + 1 :], "...")
+    written = _nested(parts[1:at], f"[{', '.join(['...'] * int(parts[at]) + [item])}]")
+    raise RecipeError(
+        f"{mark}: {'.'.join(parts)} changes item {parts[at]} of {'.'.join(parts[:at])}, and the recipe has no such "
+        f"list (a default cannot be changed item by item); write it out, as in '{parts[0]}: {written}'"
+    )
+
+
+def _nested(parts: Sequence[str], inner: str) -> str:
+    for part in reversed(parts):
+        inner = f"{{{part}: {inner}}}"
+    return inner
+
+
 def _step(node: Any, part: str, path: Path, mark: Mark) -> str | int:
     where = ".".join(map(str, path)) or "the recipe"
     if isinstance(node, list):
@@ -113,7 +143,8 @@ def _step(node: Any, part: str, path: Path, mark: Mark) -> str | int:
             raise RecipeError(f"{mark}: {where} is a list; {part!r} is none of its indices ({allowed})")
         return int(part)
     if not isinstance(node, dict):
-        raise RecipeError(f"{mark}: {where} is {node!r}, not a mapping; {part!r} cannot be set inside it")
+        way_out = "; write it out as a mapping first" if isinstance(node, str) else ""
+        raise RecipeError(f"{mark}: {where} is {node!r}, not a mapping; {part!r} cannot be set inside it{way_out}")
     return part
 
 

@@ -181,6 +181,18 @@ def test_variants_win_over_the_matrix_and_set_over_the_file(tmp_path: Path) -> N
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("objective", ["", "objective: sobolev\n", "objective: {value: l1}\n"])
+def test_a_variant_of_a_term_that_the_recipe_does_not_write_out(tmp_path: Path, objective: str) -> None:
+    variants = "variants: {regular: {objective.derivatives.0.weight: 0}}"
+    text = f"name: r\ntarget: booth\nstudent: mlp\n{objective}{variants}\n"
+    place = f"{text.count(chr(10))}:{variants.index('0}}') + 1}"
+    assert problems(tmp_path, text) == [
+        f"r.yaml:{place}: objective.derivatives.0.weight changes item 0 of objective.derivatives, and the recipe has "
+        "no such list (a default cannot be changed item by item); write it out, as in 'objective: {derivatives: "
+        "[{weight: ...}]}'"
+    ]
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [

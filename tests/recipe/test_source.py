@@ -120,11 +120,22 @@ def test_setting_a_field(tmp_path: Path) -> None:
         ("list.-1", "'-1' is none of its indices"),
         ("list.1.x", "list.1 is 2, not a mapping; 'x' cannot be set inside it"),
         ("empty.0", r"none, the list is empty"),
+        ("words.0.loss", "words.0 is 'l1', not a mapping; 'loss' cannot be set inside it; write it out as a mapping"),
+        ("new.2.a.b", r"new.2.a.b changes item 2 of new, (.*); write it out, as in 'new: \[..., ..., {a: {b: ...}}\]'"),
+        ("list.1.0", "list.1 is 2, not a mapping"),
     ],
 )
 def test_a_path_that_leads_nowhere(dotted: str, said: str) -> None:
+    document = Document({"list": [1, 2], "empty": [], "words": ["l1"]})
     with pytest.raises(RecipeError, match=said):
-        Document({"list": [1, 2], "empty": []}).set(dotted, 1, Mark("--set"))
+        document.set(dotted, 1, Mark("--set"))
+    assert document.data == {"list": [1, 2], "empty": [], "words": ["l1"]}
+
+
+def test_numbers_are_keys_of_a_mapping_that_is_there() -> None:
+    document = Document({"labels": {}})
+    document.set("labels.0", "train", Mark("--set"))
+    assert document.data == {"labels": {"0": "train"}}
 
 
 @pytest.mark.parametrize(
