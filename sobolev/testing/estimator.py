@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from sobolev.distributed import connect
 from sobolev.errors import ComponentError
 from sobolev.heads import HEADS
 from sobolev.noise import Noise
-from sobolev.testing.findings import Checks, NotApplicable, difference, shape_of
+from sobolev.testing.findings import Checks, NotApplicable, check_plain, difference, first_difference, shape_of
 from sobolev.testing.subject import Component, Subject
 from sobolev.vocabulary import Batch, Contraction, Jet, Key, Points, Probe, Site, key_name
 
@@ -46,7 +47,13 @@ def _function(inputs: Mapping[str, Tensor]) -> Tensor:
 
 
 def _points(ids: Tensor) -> Points:
-    return Points({"x": torch.sin(1.7 * (ids[:, None] * _D + torch.arange(_D)).double())}, ("x",), ids)
+    # Different paces, so that the points fill the box: an estimator may fit something to them.
+    paces = torch.tensor([1.7, 2.9, 4.3], dtype=torch.float64)
+    return Points({"x": torch.sin(ids[:, None] * paces + torch.arange(_D))}, ("x",), ids)
+
+
+def _noise(step: int) -> Noise:
+    return Noise(0, "train", step, "waves")
 
 
 class EstimatorCase:
@@ -61,12 +68,18 @@ class EstimatorCase:
         self.points = _points(torch.arange(_ROWS))
         self.prepared = False
 
+    def fresh(self) -> Estimator:
+        """Return another one with the same options, prepared."""
+        made: Estimator = self.subject.make()
+        made.prepare(_Waves(), self.context)
+        return made
+
     def probe(self, key: Key, points: Points | None = None, step: int = 0) -> Probe:
         """Return what the estimator asks of one key."""
         if not self.prepared:
             self.estimator.prepare(_Waves(), self.context)
             self.prepared = True
-        return self.estimator.probe(points or self.points, _M, (key,), Noise(0, "train", step, "waves"))
+        return self.estimator.probe(points or self.points, _M, (key,), _noise(step))
 
     def keys(self) -> list[Key]:
         """Return the keys that the estimator does not refuse."""
@@ -252,6 +265,51 @@ def check_metrics(case: EstimatorCase) -> None:
             raise ComponentError(f"metrics() returns {name!r} as a {type(value).__name__}, not a number.")
 
 
+def check_state(case: EstimatorCase) -> None:
+    """What state_dict returns is enough to go on with: an interrupted run continues as if nothing had happened."""
+    keys = case.keys()
+    first, second = case.fresh(), case.fresh()
+    for step in range(3):
+        _use(first, case.points, keys, step)
+    state = copy.deepcopy(first.state_dict())
+    check_plain(state, "state_dict()")
+    second.load_state_dict(copy.deepcopy(state))
+    _compare_states(first, second, "After a round trip through state_dict()")
+    for step in (3, 4):
+        pairs = zip(*(_use(one, case.points, keys, step) for one in (first, second)), strict=True)
+        for what, wrong in ((what, difference(there, here, 1e-12)) for (what, here), (_, there) in pairs):
+            if wrong:
+                raise ComponentError(
+                    f"A new estimator with the state of one that had been used goes on with another {what}: {wrong}. "
+                    "Something that it remembers from step to step is missing from state_dict() or load_state_dict()."
+                )
+        _compare_states(first, second, f"{step - 2} {'step' if step == 3 else 'steps'} after a round trip")
+
+
+def _use(estimator: Estimator, points: Points, keys: list[Key], step: int) -> list[tuple[str, Tensor]]:
+    """Take a step; returns what was asked and what was found."""
+    seen = []
+    for key in keys:
+        probe = estimator.probe(points, _M, (key,), _noise(step))
+        asked = probe.contractions[key]
+        seen += [(f"probe of {key_name(key)}", v) for v in (asked.output, *asked.inputs) if v is not None]
+        seen.append((f"answer for {key_name(key)}", estimator.differentiate(_function, points, probe)[key]))
+    return seen
+
+
+def _compare_states(first: Estimator, second: Estimator, when: str) -> None:
+    for name, one, other in (
+        ("metrics", dict(first.metrics()), dict(second.metrics())),
+        ("state_dict", first.state_dict(), second.state_dict()),
+    ):
+        place = first_difference(one, other, f"{name}()")
+        if place:
+            raise ComponentError(
+                f"{when} {place} differs from what it was without the interruption: keep in state_dict() whatever "
+                "changes while it is used, counters too, and restore it in load_state_dict()."
+            )
+
+
 CHECKS: Checks[EstimatorCase] = {
     "options": check_options,
     "shapes": check_shapes,
@@ -260,4 +318,5 @@ CHECKS: Checks[EstimatorCase] = {
     "contraction": check_contraction,
     "unbiased": check_unbiased,
     "metrics": check_metrics,
+    "state": check_state,
 }

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sobolev.errors import SobolevError
+from sobolev.errors import ComponentError, SobolevError
 
 Case = TypeVar("Case")
 Checks = Mapping[str, Callable[[Case], None]]
@@ -81,3 +81,38 @@ def difference(got: Tensor, expected: Tensor, relative: float, absolute: float =
 def shape_of(value: Any) -> str:
     """Return the shape of a tensor, or what it is instead."""
     return str(tuple(value.shape)) if isinstance(value, Tensor) else f"a {type(value).__name__}"
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Check that a state, or a part of it, can be saved.
+
+    Raises:
+        ComponentError: something other than tensors, numbers, texts, lists and mappings; says where.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if not isinstance(key, str | int):
+                raise ComponentError(f"{where} has the key {key!r}; keys are texts or whole numbers.")
+            check_plain(inner, f"{where}[{key!r}]")
+    elif isinstance(value, list | tuple):
+        for i, inner in enumerate(value):
+            check_plain(inner, f"{where}[{i}]")
+    elif value is not None and not isinstance(value, Tensor | str | int | float | bool):
+        raise ComponentError(
+            f"{where} is a {type(value).__name__}; a state consists of tensors, numbers, texts, lists and mappings."
+        )
+
+
+def first_difference(a: Any, b: Any, where: str) -> str:
+    """Return the place of the first difference between two states, below ``where``; empty where they agree."""
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        same = a.shape == b.shape and not difference(b.float(), a.float(), 1e-6, 1e-9)
+        return "" if same else where or "the state itself"
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        if set(a) != set(b):
+            return where or "its keys"
+        return next((found for k in a if (found := first_difference(a[k], b[k], f"{where}[{k!r}]"))), "")
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
+        return next((found for i, (x, y) in enumerate(zip(a, b, strict=True))
+                     if (found := first_difference(x, y, f"{where}[{i}]"))), "")  # fmt: skip
+    return "" if a == b else where or "the state itself"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -81,7 +82,14 @@ def everything(
     return _Everything(head, derivatives)
 
 
-def experiment(target: Subject, folder: Path, steps: int = 2, seed: int = 0) -> Experiment:
+EXACT: Mapping[str, Any] = {"use": "exact"}
+DIFFERENCES: Mapping[str, Any] = {"use": "finite-difference", "of": EXACT}
+"""Estimators by which a target that offers its value is differentiated."""
+
+
+def experiment(
+    target: Subject, folder: Path, steps: int = 2, seed: int = 0, estimator: Mapping[str, Any] = EXACT
+) -> Experiment:
     """Return the parts of a small run of a target, in float64 on the CPU."""
     probed: Any = target.make()
     registry = target.registry
@@ -92,7 +100,7 @@ def experiment(target: Subject, folder: Path, steps: int = 2, seed: int = 0) -> 
         name=NAME,
         target=target.spec,
         student={"use": NAME},
-        estimator={"use": "exact"},
+        estimator=dict(estimator),
         objective={"use": NAME, "head": probed.heads[0], "derivatives": probed.max_order != 0},
         train=Train(steps=steps, batch_size=4, preflight=False),
         evaluate=Evaluate(splits=[], points=4),

@@ -21,8 +21,8 @@ from sobolev.differentiate.contract import contract, restrict
 from sobolev.errors import ComponentError
 from sobolev.evaluate import evaluate
 from sobolev.noise import Noise
-from sobolev.testing.findings import Checks, NotApplicable, difference, shape_of
-from sobolev.testing.stage import experiment
+from sobolev.testing.findings import Checks, NotApplicable, check_plain, difference, first_difference, shape_of
+from sobolev.testing.stage import DIFFERENCES, EXACT, experiment
 from sobolev.testing.subject import Component, Subject
 from sobolev.train import Trainer
 from sobolev.vocabulary import VALUE, Batch, Contraction, Jet, Key, Mean, Points, Probe, Site, key_name
@@ -41,9 +41,27 @@ class TargetCase:
 
     def fresh(self) -> Experiment:
         """Return a new run with a new target; expensive things may come from the case's cache folder."""
-        made = experiment(self.subject, Path(self._folder.name))
+        return self._new(self._estimator)
+
+    def _new(self, estimator: Mapping[str, Any]) -> Experiment:
+        made = experiment(self.subject, Path(self._folder.name), estimator=estimator)
         self._made.append(made)
         return made
+
+    @cached_property
+    def _estimator(self) -> Mapping[str, Any]:
+        """Differences where the target says itself that its value cannot be differentiated, else autograd."""
+        with suppress(Exception):  # what is wrong otherwise, the checks will say
+            if answers(self.subject.make()):
+                return EXACT
+            run = self._new(EXACT)
+            for site, where in run.target.points(self.batch(run=run, rows=1), training=False).items():
+                leaves = {n: x.clone().requires_grad_(n in where.differentiate) for n, x in where.inputs.items()}
+                try:
+                    run.target.value(site, leaves, where)
+                except ComponentError:
+                    return DIFFERENCES
+        return EXACT
 
     @cached_property
     def _first(self) -> Experiment | Exception:
@@ -427,7 +445,7 @@ def check_state(case: TargetCase) -> None:
         raise NotApplicable("it does not learn and keeps no state")
     Trainer(first, case.subject.registry).run()
     state = copy.deepcopy(first.target.state_dict())
-    _check_plain(state, "state_dict()")
+    check_plain(state, "state_dict()")
     second = case.fresh()
     second.target.load_state_dict(copy.deepcopy(state))
     second.module.load_state_dict(first.module.state_dict())
@@ -443,41 +461,12 @@ def check_state(case: TargetCase) -> None:
                 )
     for run in (first, second):
         Trainer(run, case.subject.registry).run()
-    place = _first_difference(first.target.state_dict(), second.target.state_dict(), "")
+    place = first_difference(first.target.state_dict(), second.target.state_dict(), "")
     if place:
         raise ComponentError(
             f"Two steps after a round trip through state_dict() the states differ at {place}: something that advance() "
             "reads (an optimizer's moments, a counter, a generator) is missing from state_dict()."
         )
-
-
-def _check_plain(value: Any, where: str) -> None:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if not isinstance(key, str | int):
-                raise ComponentError(f"{where} has the key {key!r}; keys are texts or whole numbers.")
-            _check_plain(inner, f"{where}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for i, inner in enumerate(value):
-            _check_plain(inner, f"{where}[{i}]")
-    elif value is not None and not isinstance(value, Tensor | str | int | float | bool):
-        raise ComponentError(
-            f"{where} is a {type(value).__name__}; a state consists of tensors, numbers, texts, lists and mappings."
-        )
-
-
-def _first_difference(a: Any, b: Any, where: str) -> str:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        same = a.shape == b.shape and not difference(b.float(), a.float(), 1e-6, 1e-9)
-        return "" if same else where or "the state itself"
-    if isinstance(a, Mapping) and isinstance(b, Mapping):
-        if set(a) != set(b):
-            return where or "its keys"
-        return next((found for k in a if (found := _first_difference(a[k], b[k], f"{where}[{k!r}]"))), "")
-    if isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
-        return next((found for i, (x, y) in enumerate(zip(a, b, strict=True))
-                     if (found := _first_difference(x, y, f"{where}[{i}]"))), "")  # fmt: skip
-    return "" if a == b else where or "the state itself"
 
 
 def check_axes(case: TargetCase) -> None:

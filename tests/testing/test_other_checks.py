@@ -121,6 +121,73 @@ class NoEstimator:
     pass
 
 
+class Counts(Directions):
+    """Counts evaluations, as finite differences do, and keeps the count."""
+
+    evaluations = 0
+
+    def differentiate(self, value: Any, points: Points, probe: Probe) -> Jet:
+        self.evaluations += 1
+        return super().differentiate(value, points, probe)
+
+    def metrics(self) -> Any:
+        return {"evaluations": self.evaluations}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"evaluations": self.evaluations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.evaluations = state["evaluations"]
+
+
+class ForgetsCounts(Counts):
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class LoadsNothing(Counts):
+    def metrics(self) -> Any:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class KeepsObjects(Counts):
+    def state_dict(self) -> Any:
+        return {"evaluations": self.evaluations, "owner": self}
+
+
+class ForgetsDirections(Directions):
+    """Leans towards where it looked before; the same noise gives the same probe until the next answer."""
+
+    lean = 0.0
+
+    def draw(self, points: Points, noise: Noise, slot: int) -> Tensor:
+        return super().draw(points, noise, slot) + self.lean
+
+    def differentiate(self, value: Any, points: Points, probe: Probe) -> Jet:
+        self.lean += 0.1
+        return super().differentiate(value, points, probe)
+
+
+class CountsTwice(Counts):
+    """Is faithful at first sight: what it keeps grows otherwise after it was restored."""
+
+    pace = 1
+
+    def differentiate(self, value: Any, points: Points, probe: Probe) -> Jet:
+        self.evaluations += self.pace - 1
+        return super().differentiate(value, points, probe)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.pace = 2
+
+
 ESTIMATORS = [
     ("options", NoEstimator, "returns a NoEstimator, not a sobolev.Estimator"),
     ("shapes", WrongKeys, "probe() was asked for [('x', 'x')] and returned [('x',)]"),
@@ -135,6 +202,11 @@ ESTIMATORS = [
     ("contraction", WholeDifferentiation, "expected the shape"),
     ("contraction", GraphDifferentiation, "returns a jet with a graph"),
     ("metrics", TextCounters, "'evaluations' as a str, not a number"),
+    ("state", ForgetsCounts, "After a round trip through state_dict() metrics()['evaluations'] differs"),
+    ("state", LoadsNothing, "After a round trip through state_dict() state_dict()['evaluations'] differs"),
+    ("state", KeepsObjects, "state_dict()['owner'] is a KeepsObjects; a state consists of tensors, numbers"),
+    ("state", ForgetsDirections, "goes on with another probe of d/dx: at"),
+    ("state", CountsTwice, "1 step after a round trip metrics()['evaluations'] differs"),
 ]
 
 # -- students ----------------------------------------------------------------------------------------------------------
@@ -702,7 +774,7 @@ REPORTS = [
 # ----------------------------------------------------------------------------------------------------------------------
 
 GOOD = [
-    ("estimator", Directions), ("student", family(Network)),
+    ("estimator", Directions), ("estimator", Counts), ("student", family(Network)),
     ("student", family(TwoInputs, {"h": (2, 4, 4), "y": (3,)})), ("objective", Squared), ("tracker", File),
     ("report", Table),
 ]  # fmt: skip
