@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sobolev.build import Experiment
 from sobolev.differentiate import operations as ops
 from sobolev.differentiate.measure import Measurer, Policy
 from sobolev.differentiate.program import Program, Unrecognised, recognise
@@ -26,6 +27,7 @@ from sobolev.loading import load
 from sobolev.vocabulary import Batch, Jet, Points, Probe, Site
 
 FORMATS = ("torch", "onnx")
+_COMPARED = 64  # samples at which a graph is compared with the student
 TOLERANCE = 1e-5
 HEADS = ("identity", "log-softmax")
 _KNOWN = (ops.Linear, ops.Scale, ops.Elementwise, ops.Flatten, ops.Identity)
@@ -184,10 +186,12 @@ def export_modules(
     expected = _expected(modules, head, site, samples, partials)
     directory.mkdir(parents=True, exist_ok=True)
     files, errors = [], {}
-    for kind in formats:
-        file, run = (_torch if kind == "torch" else _onnx)(graph, samples, directory, names)
-        files.append(file)
-        errors[file.name] = _compare(file, names, run(samples), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporters' own, about versions of operators and of themselves
+        for kind in formats:
+            file, run = (_torch if kind == "torch" else _onnx)(graph, samples, directory, names)
+            files.append(file)
+            errors[file.name] = _compare(file, names, run(samples), expected)
     described = {
         "input": {"name": "x", "shape": ["B", *samples.shape[1:]], "dtype": str(samples.dtype).removeprefix("torch.")},
         "outputs": names,
@@ -248,21 +252,19 @@ def _onnx(graph: nn.Module, samples: Tensor, directory: Path, names: Sequence[st
         ) from error
     file = directory / "student.onnx"
     traced = _traced(graph, samples).run_decompositions(ELEMENTARY)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, about versions of operators
-        level = logging.getLogger("torch.onnx").level
-        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-        try:
-            made = torch.onnx.export(
-                traced, input_names=["x"], output_names=list(names), dynamo=True, verbose=False, external_data=False
-            )
-            assert made is not None
-            made.save(str(file), external_data=False)
-        except Exception as error:
-            first = str(error).partition("\n")[0]
-            raise ComponentError(f"ONNX cannot take the student: {type(error).__name__}: {first}") from error
-        finally:
-            logging.getLogger("torch.onnx").setLevel(level)
+    level = logging.getLogger("torch.onnx").level
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    try:
+        made = torch.onnx.export(
+            traced, input_names=["x"], output_names=list(names), dynamo=True, verbose=False, external_data=False
+        )
+        assert made is not None
+        made.save(str(file), external_data=False)
+    except Exception as error:
+        first = str(error).partition("\n")[0]
+        raise ComponentError(f"ONNX cannot take the student: {type(error).__name__}: {first}") from error
+    finally:
+        logging.getLogger("torch.onnx").setLevel(level)
     try:
         session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
     except Exception as error:
@@ -286,6 +288,29 @@ def _compare(file: Path, names: Sequence[str], found: Sequence[Tensor], expected
                 f"{TOLERANCE:g}. The file was removed"
             )
     return errors
+
+
+def _samples(experiment: Experiment, site: str, name: str) -> Tensor:
+    """Return inputs ``(B, *x)`` that a graph is compared at: in the box, so that a run's data need not be there."""
+    where, axes = experiment.sites[site], experiment.target.axes(site)
+    box = where.ranges.get(name)
+    if box is None and axes is not None and axes.low is not None and axes.high is not None:
+        box = axes.low, axes.high
+    random = torch.Generator().manual_seed(0)
+    shape = (_COMPARED, *where.inputs[name])
+    split = next((s for s in ("test", "validation", "train") if experiment.target.size(s)), None)
+    if box is not None:
+        low, high = (torch.as_tensor(e, dtype=torch.float64).broadcast_to(shape[1:]) for e in box)
+        samples = low + (high - low) * torch.rand(shape, generator=random, dtype=torch.float64)
+    elif split is not None:
+        ids = torch.arange(min(_COMPARED, experiment.target.size(split)))
+        batch = Batch(split, ids, experiment.target.load(split, ids))
+        samples = experiment.target.points(batch, training=False)[site].inputs[name]
+    else:
+        samples = torch.randn(shape, generator=random, dtype=torch.float64)
+    # A graph that was traced with one row could be one for one row alone.
+    samples = torch.cat([samples, samples]) if len(samples) < 2 else samples
+    return samples.to(experiment.context.device, experiment.context.dtype)
 
 
 def export_run(
@@ -318,13 +343,8 @@ def export_run(
         raise ComponentError("the run's target has no derivatives, and so no partials; give --values-only")
     (name,) = where.inputs
     axes = experiment.target.axes(site or names[0])
-    split = next((s for s in ("test", "validation", "train") if experiment.target.size(s)), "train")
-    ids = torch.arange(min(64, experiment.target.size(split)))
-    batch = Batch(split, ids, experiment.target.load(split, ids))
-    samples = experiment.target.points(batch, training=False)[names[0]].inputs[name]
-    # A graph that was traced with one row could be one for one row alone.
-    samples = torch.cat([samples, samples]) if len(samples) < 2 else samples
     try:
+        samples = _samples(experiment, names[0], name)
         return export_modules(
             [student.module[member] for member in names],
             experiment.objective.head,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +157,7 @@ train: {steps: 2, batch_size: all}
 """
 
 
-def test_command(tmp_path: Path) -> None:
+def test_command(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     recipe, runs = tmp_path / "small.yaml", tmp_path / "runs"
     recipe.write_text(RECIPE)
     from sobolev import load
@@ -164,8 +165,10 @@ def test_command(tmp_path: Path) -> None:
     run = runs / "small" / "default" / "seed-0"
     runner = CliRunner()
     assert runner.invoke(cli, ["run", str(recipe), "--runs", str(runs), "--jobs", "1"]).exit_code == 0
-    done = runner.invoke(cli, ["export", str(run), "--format", "torch"])
+    recwarn.clear()
+    done = runner.invoke(cli, ["export", str(run)])
     assert done.exit_code == 0, done.output
+    assert not recwarn.list, [str(warning.message) for warning in recwarn.list]
     assert "student.pt2" in done.output
     x = torch.tensor([[1.0, 2.0], [3.0, -4.0], [0.0, 0.5]])
     value, partials, spread = torch.export.load(run / "export" / "student.pt2").module()(x)
@@ -177,3 +180,47 @@ def test_command(tmp_path: Path) -> None:
     assert torch.allclose(spread, around.value, rtol=1e-4, atol=1e-5)
     missing = runner.invoke(cli, ["export", str(run), "--site", "functoin"])
     assert "did you mean 'function'" in str(missing.exception)
+
+
+TABLE = """
+name: recorded
+target: {use: table, file: t.csv, inputs: [a, b], values: [f, g], partials: "d{output}/d{input}"}
+student: {use: mlp, hidden: [4], activation: tanh, scale: standard}
+train: {steps: 2}
+"""
+BLACKBOX = """
+name: beam
+target:
+  use: blackbox
+  function: cantilever
+  partials: returned
+  inputs: {load: [200, 2000], length: [0.5, 2.0], width: [20, 60], height: [40, 100]}
+  outputs: [deflection, stress]
+  train: 4
+  workers: 1
+student: {use: mlp, hidden: [4], activation: tanh, scale: standard}
+train: {steps: 2}
+"""
+
+
+@pytest.mark.parametrize(("recipe", "sizes"), [(TABLE, (2, 2)), (BLACKBOX, (4, 2))], ids=["table", "blackbox"])
+def test_of_recorded_data_and_of_a_black_box_that_are_not_there_any_more(
+    tmp_path: Path, recipe: str, sizes: tuple[int, int]
+) -> None:
+    (tmp_path / "r.yaml").write_text(recipe)
+    lines = [f"{i},{i % 3},{i * i},{i},{2 * i},0,1,0" for i in range(10)]
+    (tmp_path / "t.csv").write_text("\n".join(["a,b,f,g,df/da,df/db,dg/da,dg/db", *lines]) + "\n")
+    runner = CliRunner()
+    trained = runner.invoke(cli, ["run", str(tmp_path / "r.yaml"), "--runs", str(tmp_path / "runs"), "--jobs", "1"])
+    assert trained.exit_code == 0, trained.output
+    (run,) = tmp_path.glob("runs/*/default/seed-0")
+    alone = tmp_path / "alone"
+    shutil.copytree(run, alone)
+    (tmp_path / "t.csv").unlink()
+    shutil.rmtree(tmp_path / "runs")
+    done = runner.invoke(cli, ["export", str(alone), "--format", "torch"])
+    assert done.exit_code == 0, done.output
+    described = json.loads((alone / "export" / "student.json").read_text())
+    assert [len(described["components"][side]) for side in ("x", "value")] == list(sizes)
+    partials = torch.export.load(alone / "export" / "student.pt2").module()(torch.ones(3, sizes[0]))[1]
+    assert partials.shape == (3, sizes[1], sizes[0])
