@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sobolev.components import RunRecord
+from sobolev.wording import short
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Cell:
     @property
     def text(self) -> str:
         """``mean ± standard deviation``."""
-        return f"{self.mean:.3g}" if self.count < 2 else f"{self.mean:.3g} ± {self.spread:.2g}"
+        return short(self.mean, 3) if self.count < 2 else f"{short(self.mean, 3)} ± {short(self.spread, 2)}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from sobolev.compare import compare, table
@@ -45,3 +46,20 @@ def test_a_metric_that_is_not_a_number_takes_nothing_down() -> None:
     ]
     cells = compare(runs).cells["regular"]
     assert cells["test/a"].text == "nan ± nan" and cells["test/b"].text == "1 ± 0"
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ([1400.0], "1400"),
+        ([233_120.0], "233120"),
+        ([64.0, 1130.0, 627.0], "607 ± 530"),
+        ([1234.5], "1230"),
+        ([0.0462, 0.0548], "0.0505 ± 0.0061"),
+        ([2.5e-5], "2.5e-05"),
+        ([3.2e7, 4.4e7], "3.8e+07 ± 8.5e+06"),
+    ],
+)
+def test_numbers_have_no_exponent_where_they_need_none(values: list[float], said: str) -> None:
+    runs = [RunRecord("v", seed, Path(), {"name": "r"}, "finished", {"n": n}) for seed, n in enumerate(values)]
+    assert compare(runs).cells["v"]["n"].text == said
