@@ -37,6 +37,8 @@ class Case:
     hidden: tuple[int, ...] = (256, 256)
     head: str = "identity"
     jax: bool = True
+    norm: bool = False
+    order: int = 1
 
     @property
     def projected(self) -> bool:
@@ -46,6 +48,8 @@ class Case:
     @property
     def aims(self) -> dict[str, float]:
         """Return the largest ratio to each other arm that is aimed at."""
+        if self.norm or self.order > 1:
+            return {"double backward": 1.05}
         if self.projected:
             return {"plain": 2.2, "double backward": 1.05}
         if self.activation == "relu":
@@ -57,6 +61,8 @@ CASES = [
     *(Case(f"{a}, scalar, batch {b}", b, a) for a in ("relu", "tanh") for b in (32, 256, 4096)),
     Case("relu, 10 outputs, batch 256", 256, "relu", outputs=10, shape=(16,)),
     Case("tanh, 10 outputs, log-softmax, batch 256", 256, "tanh", outputs=10, shape=(16,), head="log-softmax"),
+    Case("layer norm, silu, scalar, batch 64", 64, "silu", shape=(16,), norm=True, jax=False),
+    Case("tanh, Hessian-vector product, batch 64", 64, "tanh", shape=(16,), order=2, jax=False),
     Case("Atari student, batch 200", 200, "relu", 6, (4, 84, 84), head="log-softmax", jax=False),
 ]
 QUICK = (32, 256)
@@ -68,7 +74,7 @@ def network(case: Case) -> Any:
     from torch import nn
 
     torch.manual_seed(0)
-    act = nn.ReLU if case.activation == "relu" else nn.Tanh
+    act = {"relu": nn.ReLU, "tanh": nn.Tanh, "silu": nn.SiLU}[case.activation]
     if len(case.shape) == 3:
         return nn.Sequential(
             nn.Conv2d(4, 16, 8, 4), act(), nn.Conv2d(16, 32, 4, 2), act(), nn.Flatten(),
@@ -77,7 +83,7 @@ def network(case: Case) -> Any:
     layers: list[nn.Module] = []
     size = case.shape[0]
     for width in case.hidden:
-        layers += [nn.Linear(size, width), act()]
+        layers += [nn.Linear(size, width), *([nn.LayerNorm(width)] if case.norm else []), act()]
         size = width
     return nn.Sequential(*layers, nn.Linear(size, case.outputs))
 
@@ -98,9 +104,11 @@ def torch_arms(case: Case) -> tuple[dict[str, Callable[[], object]], dict[str, s
     y = torch.randn(case.batch, m, generator=generator)
     v = torch.nn.functional.normalize(torch.randn(case.batch, 1, m, generator=generator), dim=-1)
     t = torch.randn(case.batch, 1, *case.shape, generator=generator)
-    contraction = Contraction(v if case.projected else None, (None,))
+    along = torch.nn.functional.normalize(torch.randn(x.shape, generator=generator), dim=-1)
+    key = ("x",) * case.order
+    contraction = Contraction(v if case.projected else None, (along[:, None], None)[-case.order :])
     points = Points({"x": x}, ("x",), torch.arange(case.batch))
-    probe = Probe({("x",): contraction})
+    probe = Probe({key: contraction})
 
     def squared(found: Any, wanted: Any) -> Any:
         return torch.nn.functional.mse_loss(found, wanted, reduction="sum") / case.batch
@@ -125,6 +133,8 @@ def torch_arms(case: Case) -> tuple[dict[str, Callable[[], object]], dict[str, s
         value = head(module(leaf), points.inputs)
         scalar = (value * v[:, 0]).sum() if case.projected else value.sum()
         (gradient,) = torch.autograd.grad(scalar, leaf, create_graph=True)
+        if case.order == 2:
+            (gradient,) = torch.autograd.grad((gradient * along).sum(), leaf, create_graph=True)
         return squared(value, y) + squared(gradient[:, None], t)
 
     measurers: dict[str, Measurer] = {}
@@ -140,7 +150,7 @@ def torch_arms(case: Case) -> tuple[dict[str, Callable[[], object]], dict[str, s
 
     def by_engine(measurer: Any) -> Any:
         jet = measurer.measure(points, probe)
-        return squared(jet.value, y) + squared(jet["x",], t)
+        return squared(jet.value, y) + squared(jet[key].reshape(t.shape), t)
 
     arms: dict[str, Callable[[], object]] = {
         "plain": trained(plain),

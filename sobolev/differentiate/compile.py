@@ -50,12 +50,13 @@ def reason_against(program: Program, numbers: int, rows: int, steps: int, device
     saved = steps * (_SAVED_PER_STEP + _SAVED_PER_NUMBER * rows * numbers)
     if saved < SECONDS:
         return f"not compiled: {steps} steps would save about {saved:.2g} s, compiling takes about {SECONDS:.0f}"
-    if not _compiler():
+    if not compiler():
         return "not compiled: there is no C++ compiler"
     return ""
 
 
-def _compiler() -> str:
+def compiler() -> str:
+    """Return the C++ compiler that Inductor would use, or nothing."""
     try:
         from torch._inductor.cpp_builder import get_cpp_compiler
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from sobolev.differentiate.autograd import differentiate
 from sobolev.differentiate.blame import first_cut
 from sobolev.differentiate.compile import Compiler, reason_against
+from sobolev.differentiate.compile_general import GeneralCompiler
 from sobolev.differentiate.contract import check
 from sobolev.differentiate.linearize import Linearizer
 from sobolev.differentiate.program import Program, Unrecognised, recognise
@@ -27,6 +29,7 @@ from sobolev.vocabulary import Contraction, Jet, Key, Points, Probe, Site, key_n
 PASSES = "passes"
 COMPILED = "compiled passes"
 GENERAL = "double backward"
+COMPILED_GENERAL = "compiled double backward"
 _LARGE = 1024  # rows; measured at 256 (1.04 times double backward, and 1.13 with several outputs) and 4096 (0.93)
 
 
@@ -112,6 +115,7 @@ class Measurer:
         self._programs: dict[bool, Program | str] = {}
         self._graphs: dict[Any, tuple[int, int]] = {}
         self._linearizers: dict[tuple[bool, bool], Linearizer] = {}
+        self._compiler: GeneralCompiler | None = None
 
     def value(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Return the value ``(B, m)`` after the head.
@@ -119,7 +123,14 @@ class Measurer:
         Raises:
             ComponentError: the student returns another shape than ``(B, site.outputs)``.
         """
-        z = self.module(*(inputs[name] for name in self.names))
+        return self._headed(self.module(*(inputs[name] for name in self.names)), inputs)
+
+    def _value_with(self, tensors: Mapping[str, Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+        """Return `value` with other parameters and buffers."""
+        z = functional_call(self.module, dict(tensors), tuple(inputs[name] for name in self.names))
+        return self._headed(z, inputs)
+
+    def _headed(self, z: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         self._check(z, inputs)
         if self.policy.autocast is not None:
             z = z.to(next(iter(inputs.values())).dtype)  # heads and losses compute in full precision
@@ -161,10 +172,13 @@ class Measurer:
             with torch.set_grad_enabled(create_graph):
                 return Jet(self.value(points.inputs))
         choice = self._choice(points, probe, detached if create_graph else frozenset(), create_graph)
-        if choice.engine == GENERAL or not len(points):  # a process without samples only takes part
+        general = choice.engine in (GENERAL, COMPILED_GENERAL)
+        if general or not len(points):  # a process without samples only takes part
             if create_graph and not choice.checked and len(points):
                 self._check_differentiable(points, probe)
                 choice.checked = True
+            if choice.engine == COMPILED_GENERAL and create_graph and len(points):
+                return self._general_compiler()(points, probe, detached)
             return differentiate(self.value, points, probe, create_graph, detached, couples(self.module))
         return self._by_passes(points, probe, create_graph, choice)
 
@@ -289,13 +303,43 @@ class Measurer:
                     )
         recorded = self._recorded.get(name, "").partition(":")[0]
         reason = program if isinstance(program, str) else self._unsuitable(program, probe, detached)
-        if reason or recorded == GENERAL:
+        if recorded == GENERAL:
             choice = _Choice(GENERAL, reason or "as when the run began")
+        elif reason or recorded == COMPILED_GENERAL:
+            choice = self._general(points, probe, detached, reason, recorded, create_graph)
         else:
             choice = self._passes(points, probe, recorded, create_graph)
         if create_graph:  # what is only looked at is not the run's choice
             self._choices.setdefault(name, choice)
         return choice
+
+    def _general(
+        self, points: Points, probe: Probe, detached: frozenset[Key], reason: str, recorded: str, create_graph: bool
+    ) -> _Choice:
+        """Return which form of double backward measures a probe: compiled or eager."""
+        if not create_graph:
+            return _Choice(GENERAL, reason)
+        if recorded:
+            return _Choice(COMPILED_GENERAL, reason)
+        against = ""
+        if self.policy.compile == "never":
+            against = "not compiled, as the recipe or a smoke run asks"
+        elif self.policy.memory is not None:
+            against = "not compiled under a bound of memory"
+        elif self.policy.autocast is not None or torch.is_autocast_enabled(
+            next(iter(points.inputs.values())).device.type
+        ):
+            against = "not compiled under autocast"
+        elif couples(self.module):
+            against = "not compiled, as samples influence each other"
+        elif len(points):
+            against = self._general_compiler().reason_against(points, probe, detached, self.policy.steps)
+        return _Choice(GENERAL if against else COMPILED_GENERAL, f"{reason}; {against}" if against else reason)
+
+    def _general_compiler(self) -> GeneralCompiler:
+        if self._compiler is None:
+            self._compiler = GeneralCompiler(self.module, self._value_with)
+        return self._compiler
 
     def _passes(self, points: Points, probe: Probe, recorded: str, create_graph: bool) -> _Choice:
         """Return which passes measure a probe that a program can measure: compiled or eager ones."""
@@ -377,9 +421,11 @@ class Measurer:
             for made in self._linearizers.values()
             if isinstance(made.run, Compiler) and made.run.failure
         ]
-        return {
-            name: f"{PASSES}: {choice.reason}; {failures[0]}"
-            if failures and choice.engine == COMPILED
-            else f"{choice.engine}: {choice.reason}"
-            for name, choice in self._choices.items()
-        }
+        fallen = {COMPILED: (PASSES, failures[0])} if failures else {}
+        if self._compiler is not None and self._compiler.failure:
+            fallen[COMPILED_GENERAL] = GENERAL, self._compiler.failure
+        described = {}
+        for name, choice in self._choices.items():
+            engine, failure = fallen.get(choice.engine, (choice.engine, ""))
+            described[name] = f"{engine}: {choice.reason}" + (f"; {failure}" if failure else "")
+        return described

@@ -15,7 +15,7 @@ from sobolev.differentiate.elementwise import activation_of, activation_of_funct
 from sobolev.differentiate.operations import Operation
 from sobolev.scaling import Restore, Scaling, Standardise
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _FRESH = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -114,7 +114,7 @@ def recognise(module: nn.Module) -> Program:
 def _check_hooks(module: nn.Module) -> None:
     seen: dict[int, str] = {}
     for name, layer in module.named_modules(remove_duplicate=False):
-        if any(getattr(layer, hooks, None) for hooks in _HOOKS):
+        if any(getattr(layer, hooks, None) for hooks in HOOKS):
             raise Unrecognised(f"layer {name!r} has hooks")
         if "forward" in vars(layer):
             raise Unrecognised(f"the forward of layer {name!r} is replaced on the instance")
