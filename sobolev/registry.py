@@ -49,9 +49,12 @@ class Problem:
 
 
 def did_you_mean(name: object, allowed: Iterable[str]) -> str:
-    """Return a sentence with the nearest of the allowed names, or all of them."""
+    """Return a sentence with the nearest of the allowed names, or the only one that begins like it, or all of them."""
     allowed = sorted(allowed)
     near = difflib.get_close_matches(str(name), allowed, n=1, cutoff=0.6)
+    if not near and len(str(name)) > 2:
+        begun = [other for other in allowed if other.startswith(str(name)) or str(name).startswith(other)]
+        near = begun if len(begun) == 1 and len(begun[0]) > 2 else []
     if near:
         return f"did you mean {near[0]!r}?"
     return "allowed: " + (", ".join(allowed) if allowed else "nothing")

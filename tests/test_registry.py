@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sobolev import Estimator, Kind
 from sobolev.errors import PluginError, RecipeError
-from sobolev.registry import Registry, default_of
+from sobolev.registry import Registry, default_of, did_you_mean
 
 
 class Group(BaseModel):
@@ -117,6 +117,20 @@ def test_groups_of_options_are_checked_at_their_own_places(
 @pytest.mark.parametrize("spec", [3, None, [], {}, {"use": 3}, {"use": ["whole"]}, {"count": 3}])
 def test_a_component_is_a_name_or_a_mapping_with_use(registry: Registry, spec: Any) -> None:
     assert list(said(registry, spec).values()) == ["expected the name of one target, or a mapping with 'use: <name>'"]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("temp", "did you mean 'temperature'?"),
+        ("temperature of the inlet", "did you mean 'temperature'?"),
+        ("te", "allowed: speed, temperature, valve at the inlet, valve at the outlet"),
+        ("valve", "allowed: speed, temperature, valve at the inlet, valve at the outlet"),
+    ],
+)
+def test_the_only_name_that_begins_alike_is_suggested(name: str, said: str) -> None:
+    names = ["speed", "temperature", "valve at the inlet", "valve at the outlet"]
+    assert did_you_mean(name, names) == said
 
 
 def test_an_unknown_name_suggests_the_nearest_and_mentions_broken_plugins(registry: Registry) -> None:

@@ -141,5 +141,5 @@ def register_report(register: Register) -> None:
 @hookimpl
 def register_command(register: Register) -> None:
     """Offer the commands of this package."""
-    register("teach", "sobolev_atari.commands:teach", summary="train a teacher with Stable-Baselines3")
-    register("collect", "sobolev_atari.commands:collect", summary="store the states that a teacher meets")
+    register("teach", "sobolev_atari.commands:teach", summary="Train a teacher with Stable-Baselines3.")
+    register("collect", "sobolev_atari.commands:collect", summary="Store the states that a teacher meets.")
