@@ -18,6 +18,7 @@ from sobolev.builtin.reports import heldout, style
 from sobolev.builtin.targets.functions import FUNCTIONS
 from sobolev.components import Report, RunRecord
 from sobolev.host import default_host
+from sobolev.tables import partial_label
 
 ALL = ["surface", "bars", "curves", "parity", "errors", "profiles"]
 BLUE, ORANGE = style.COLOURS[:2]
@@ -247,9 +248,32 @@ def test_unknown_numbers_are_left_out() -> None:
     ("p [bar]", "T [K]", "dp/dT [bar/K]"),
     ("f", "T [K]", "df/dT [1/K]"),
     ("p [bar]", "x", "dp/dx [bar]"),
+    ("q [m3/h]", "n [1/s]", "dq/dn [m3/h/(1/s)]"),
 ])  # fmt: skip
 def test_units_of_partials(output: str, x: str, label: str) -> None:
-    assert heldout.partial(output, x) == label
+    assert partial_label(output, x) == label
+
+
+def recorded(folder: Path, name: str, samples: int) -> RunRecord:
+    """Return a run that recorded target and student at so many samples."""
+    target = np.linspace(-1, 1, samples)
+    (folder / "records").mkdir(parents=True)
+    student = target + 0.1 * np.cos(np.arange(samples))
+    labels = np.array(["p [bar]"])
+    np.savez(folder / f"records/{name}.npz", labels=labels, target=target[None], student=student[None])
+    return RunRecord("only", 0, folder, {}, "finished")
+
+
+def test_few_samples_are_drawn_large_and_counted_in_few_bins(tmp_path: Path, drawn: list[tuple[str, Figure]]) -> None:
+    seen = {}
+    for samples in (30, 2000):
+        for name in ("parity", "errors"):
+            report(name).draw([recorded(tmp_path / f"{name}-{samples}", name, samples)], tmp_path)
+            seen[name, samples] = drawn[-1][1].axes[0]
+    sizes = [seen["parity", samples].lines[1].get_markersize() for samples in (30, 2000)]
+    assert sizes[0] > 4 and sizes[1] == 2
+    bins = [len(seen["errors", samples].patches[0].get_data().values) for samples in (30, 2000)]
+    assert bins == [10, 40]
 
 
 def test_labels() -> None:

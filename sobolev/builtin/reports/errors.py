@@ -13,7 +13,7 @@ from sobolev.builtin.reports.heldout import gather, read
 from sobolev.builtin.reports.style import colours, plain, save
 from sobolev.components import Report, RunRecord, Trained
 
-_BINS = 40
+_BINS = (10, 40)  # least and most
 _DECADES = 8  # below the largest error; smaller ones are counted in the first bin
 
 
@@ -43,7 +43,9 @@ class Errors(Report):
             sizes = {v: np.abs(q.student - q.target) for v, q in shown.items()}
             largest = max((float(s.max()) for s in sizes.values()), default=0.0) or 1.0
             smallest = min((float(s[s > 0].min()) for s in sizes.values() if (s > 0).any()), default=largest / 10)
-            edges = np.geomspace(max(smallest, largest * 10.0**-_DECADES) * 0.99, largest * 1.01, _BINS + 1)
+            fewest = min((len(s) for s in sizes.values()), default=1)
+            bins = int(np.clip(1.5 * np.sqrt(fewest), *_BINS))  # more than samples can fill would look ragged
+            edges = np.geomspace(max(smallest, largest * 10.0**-_DECADES) * 0.99, largest * 1.01, bins + 1)
             for variant, error in sizes.items():
                 share = np.histogram(np.maximum(error, edges[0]), edges)[0] / len(error)
                 axes.stairs(share, edges, color=palette[variant], label=variant, lw=1.5)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sobolev.components import RunRecord, Trained
+from sobolev.tables import partial_label
 
 _MOST = 8  # quantities that are shown
 
@@ -46,7 +47,7 @@ def gather(trained: Trained, limit: int, output: int) -> Mapping[str, np.ndarray
         named = axes.inputs if axes and len(axes.inputs) == whole.shape[1] else [key]
         if len(named) != whole.shape[1]:
             named = [f"{key}{i + 1}" for i in range(whole.shape[1])]
-        columns += [(partial(name, x), whole[:, i], mine[:, i]) for i, x in enumerate(named)]
+        columns += [(partial_label(name, x), whole[:, i], mine[:, i]) for i, x in enumerate(named)]
     columns = columns[:_MOST]
     return {
         "labels": np.array([label for label, _, _ in columns]),
@@ -54,18 +55,6 @@ def gather(trained: Trained, limit: int, output: int) -> Mapping[str, np.ndarray
         "student": np.stack([values for _, _, values in columns]),
         "split": np.array(split),
     }
-
-
-def partial(output: str, x: str) -> str:
-    """Return the label of a partial, units last: ``p [bar]`` by ``T [K]`` is ``dp/dT [bar/K]``."""
-    (above, upper), (below, lower) = _unit(output), _unit(x)
-    unit = f" [{upper or 1}/{lower}]" if lower else f" [{upper}]" if upper else ""
-    return f"d{above}/d{below}{unit}"
-
-
-def _unit(label: str) -> tuple[str, str]:
-    name, bracket, unit = label.partition(" [")
-    return (name, unit.removesuffix("]")) if bracket else (label, "")
 
 
 def read(runs: Sequence[RunRecord], name: str, seed: int | None) -> dict[str, list[Quantity]]:

@@ -62,9 +62,11 @@ def _draw(axes: Axes, quantity: Quantity, colour: str) -> None:
     low, high = low - margin, high + margin
     inside = (quantity.student >= low) & (quantity.student <= high)
     axes.plot([low, high], [low, high], color="black", lw=0.8)
-    axes.plot(quantity.target[inside], quantity.student[inside], "o", ms=2, mew=0, alpha=0.4, color=colour)
+    size = float(np.clip(30 / np.sqrt(len(quantity.target)), 2, 5))  # a few points must be seen, many must not hide
+    opacity = 0.4 + 0.1 * (size - 2)
+    axes.plot(quantity.target[inside], quantity.student[inside], "o", ms=size, mew=0, alpha=opacity, color=colour)
     beyond = np.clip(quantity.student[~inside], low, high)
-    axes.plot(quantity.target[~inside], beyond, "x", ms=3, mew=0.7, alpha=0.6, color=colour)
+    axes.plot(quantity.target[~inside], beyond, "x", ms=1 + size, mew=0.7, alpha=0.6, color=colour)
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.set_box_aspect(1)
     axes.locator_params(nbins=4)

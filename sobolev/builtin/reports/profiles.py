@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.heldout import partial
 from sobolev.builtin.reports.style import colours, plain, save
 from sobolev.components import Report, RunRecord, Trained
+from sobolev.tables import partial_label
 
 _MOST = 8  # inputs that are shown
 
@@ -80,7 +80,7 @@ class Profiles(Report):
             for axes, what in zip(panels[:, i], ("value", "partial"), strict=True):
                 _lines(axes, found, what, i, palette)
             panels[0, i].set_title(output if i == 0 else "", fontsize=10, loc="left")
-            panels[1, i].set_title(partial(output, name), fontsize=10, loc="left")
+            panels[1, i].set_title(partial_label(output, name), fontsize=10, loc="left")
             panels[1, i].set_xlabel(name, fontsize=9)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
