@@ -17,7 +17,7 @@ from sobolev.host import Host, default_host
 from sobolev.recipe.model import Recipe
 from sobolev.recipe.plan import RunPlan
 from sobolev.registry import did_you_mean
-from sobolev.rundir import RunDirectory, read_yaml
+from sobolev.rundir import RunDirectory, find_runs, read_yaml
 from sobolev.vocabulary import Jet, Points
 
 
@@ -85,7 +85,9 @@ def load(run: Path | str, host: Host | None = None) -> LoadedStudent:
     """
     directory = RunDirectory(Path(run))
     if not (directory.path / "recipe.yaml").is_file():
-        raise RecipeError(f"{run}: no run directory (it has no recipe.yaml)")
+        below = [str(record.directory) for record in find_runs(directory.path)]
+        way_out = f"; there are {', '.join(below[:4])}" + (", ..." if len(below) > 4 else "") if below else ""
+        raise RecipeError(f"{run}: no run directory (it has no recipe.yaml){way_out}")
     if not directory.student.is_file():
         raise RecipeError(f"{run}: the run has no student yet; finish it with `sobolev run`")
     data = read_yaml(directory.path / "recipe.yaml")

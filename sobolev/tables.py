@@ -50,6 +50,7 @@ def read_numbers(file: Path, columns: Sequence[str]) -> list[list[float]]:
                 try:
                     values.append(float(cell))
                 except ValueError:
-                    raise DataError(f"{file}:{number}: column {column!r}: {cell!r} is no number") from None
+                    what = f"{cell!r} is no number" if cell.strip() else "the cell is empty; every row needs a number"
+                    raise DataError(f"{file}:{number}: column {column!r}: {what}") from None
             rows.append(values)
     return rows

@@ -237,6 +237,7 @@ _VERDICTS = {
 
 
 def _show(name: str, samples: Samples, diagnosis: Diagnosis) -> None:
+    import numpy as np
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -250,13 +251,21 @@ def _show(name: str, samples: Samples, diagnosis: Diagnosis) -> None:
     made.add_column("partials")
     made.add_column("slope of values / partial", justify="right")
     made.add_column("")
-    for agreement in diagnosis.agreements:
+    order = list(samples.columns.values())
+    for agreement in sorted(diagnosis.agreements, key=lambda a: order.index(a.column)):
         known = agreement.coefficient == agreement.coefficient
         shown = f"{agreement.coefficient:.4g} ± {agreement.error:.1g}" if known else ""
         made.add_row(escape(agreement.column), shown, _VERDICTS.get(agreement.verdict, agreement.verdict))
     if made.row_count:
         console.print(made)
+    missing = [finding for finding in diagnosis.findings if finding.kind == "missing" and finding.note]
+    if len(missing) > 1:
+        shares = {(o, i): float(np.isnan(samples.partials[:, o, i]).mean()) for o, i in samples.columns}
+        named = {column: f"{column} {100 * shares[place]:.3g} %" for place, column in samples.columns.items()}
+        console.print(f"note: missing and masked: {escape(', '.join(named[f.column] for f in missing))}")
     for finding in diagnosis.findings:
+        if len(missing) > 1 and finding in missing:
+            continue
         console.print(f"{'note' if finding.note else '[red]wrong[/]'}: {escape(finding.message)}")
     if not diagnosis.problems:
         console.print("nothing wrong was found")

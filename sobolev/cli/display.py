@@ -18,6 +18,7 @@ class RichDisplay:
         self.plans = plans
         self.console = console
         self.tasks: dict[int, TaskID] = {}
+        self._said: set[str] = set()
         self.bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -64,5 +65,8 @@ class RichDisplay:
             self.bars.console.print(f"  {result.message}", markup=False, highlight=False)
 
     def say(self, text: str) -> None:
-        """Print a line above the bars."""
+        """Print a line above the bars; what runs say alike (what is in their data) once, warnings every time."""
+        if text in self._said and not text.startswith("warning"):
+            return
+        self._said.add(text)
         self.bars.console.print(text, markup=False, highlight=False)

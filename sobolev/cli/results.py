@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+_OTHER_TABLES = (".parquet", ".pq", ".npz", ".npy", ".xlsx", ".json")
+
 
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
@@ -64,6 +66,8 @@ def predict(run: Path, data: Path, output: Path | None, site: str | None) -> Non
     from sobolev.loading import load
     from sobolev.tables import partial_label, read_numbers
 
+    if output is not None and output.suffix.lower() in _OTHER_TABLES:
+        raise click.UsageError(f"--output {output}: predictions are written as CSV; name the file .csv")
     student = load(run)
     asked = site or student.names[0]
     site = student.members(asked)[0]

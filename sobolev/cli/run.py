@@ -155,7 +155,11 @@ def _conclude(plans: list[RunPlan], host: Host, settings: Settings, trained: boo
             drawn = host.registry.build("report", spec).draw(finished, home / "figures")
             figures += drawn
             if not drawn:
-                console.print(f"figure {spec['use']}: there is nothing that it could be drawn from", style="yellow")
+                name = spec["use"]
+                console.print(
+                    f"figure {name}: nothing was recorded that it can show; `sobolev show {name}` says what it is for",
+                    style="yellow", highlight=False,
+                )  # fmt: skip
         except Exception as error:
             console.print(f"warning: figure {spec['use']}: {type(error).__name__}: {error}", style="yellow")
     if trained:

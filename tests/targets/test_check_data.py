@@ -254,7 +254,7 @@ def test_duplicates_that_disagree_are_named_with_their_rows() -> None:
     g[202, 1, 2] *= 2.0
     found = diagnose(samples(x, y, g))
     assert kinds(found) == {"duplicates": {"u", "dv/dc"}}
-    assert all("1 sets of equal inputs" in f.message for f in found.problems)
+    assert all("1 set of equal inputs with" in f.message for f in found.problems)
     assert "row 2)" in found.problems[0].message and "row 202)" in found.problems[0].message
 
 
@@ -291,6 +291,23 @@ def test_a_file_whose_names_tell_their_roles(tmp_path: Path, pattern: str) -> No
     write(tmp_path / "data.csv", x, y, g, pattern)
     done = check(str(tmp_path / "data.csv"))
     assert done.exit_code == 2 and f"column '{pattern.format('v', 'a')}' has the wrong sign" in done.output, done.output
+
+
+def test_columns_are_shown_in_order_and_what_is_missing_in_one_line(tmp_path: Path) -> None:
+    x, y, g = plant()
+    g[:, 0, 0] = 2.0
+    y[:, 0] = 2 * x[:, 0]
+    g[:, 0, 1:] = 0.0
+    g[:20, 0, 1] = g[:50, 1, 2] = np.nan
+    write(tmp_path / "data.csv", x, y, g)
+    done = check(str(tmp_path / "data.csv"))
+    columns = [line.split()[0] for line in done.output.splitlines() if line.startswith("  d")]
+    assert columns == ["du/da", "du/db", "du/dc", "dv/da", "dv/db", "dv/dc"], done.output
+    share = {name: 100 * count / len(x) for name, count in (("du/db", 20), ("dv/dc", 50))}
+    assert f"note: missing and masked: du/db {share['du/db']:.3g} %, dv/dc {share['dv/dc']:.3g} %" in done.output
+    g[:20, 0, 1] = 0.0
+    write(tmp_path / "data.csv", x, y, g)
+    assert "note: column 'dv/dc': " in check(str(tmp_path / "data.csv")).output
 
 
 def test_roles_by_options_and_json(tmp_path: Path) -> None:

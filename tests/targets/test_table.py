@@ -424,7 +424,8 @@ def test_columns_without_a_number_and_infinities(tmp_path: Path, kind: str) -> N
     says(
         tmp_path,
         f"data.{kind}",
-        "column 'dv/dt' holds no number at all",
+        "column 'dv/dt' holds no number at all; leave it out of the recipe; partials: {output: {input: column}} names "
+        "those that are there",
         f"{place}: column 'du/dt': an infinite number",
     )
 

@@ -17,7 +17,10 @@ def surface(
     grid: Annotated[int, Field(ge=5, description="points along each axis")] = 61,
     seed: Annotated[int | None, Field(description="which seed is drawn; the first by default")] = None,
 ) -> Report:
-    """Surface and gradient field of the target and of every variant (the paper's Figure 3)."""
+    """Surface and gradient field of the target and of every variant (the paper's Figure 3).
+
+    For values with one component, of an input with two, whose box the target names; a table has the box of its rows.
+    """
     from sobolev.builtin.reports.surface import Surface
 
     return Surface(grid, seed)
@@ -49,7 +52,10 @@ def parity(
     output: Annotated[int, Field(ge=0, description="which output")] = 0,
     seed: Annotated[int | None, Field(description="which seed is drawn; the first by default")] = None,
 ) -> Report:
-    """Student against target at held-out samples, value and each partial."""
+    """Student against target at held-out samples, value and each partial.
+
+    At samples of the test split, or of validation, or of training, whichever is there first. Up to eight panels.
+    """
     from sobolev.builtin.reports.parity import Parity
 
     return Parity(samples, output, seed)

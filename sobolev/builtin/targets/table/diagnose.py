@@ -20,6 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from sobolev.wording import plural
+
 Array = NDArray[np.float64]
 
 _POOL = 50_000  # samples among which neighbours are looked for
@@ -173,7 +175,8 @@ def _duplicates(samples: Samples, noise: Mapping[int, float], found: Diagnosis) 
             continue
         first, second = where
         text = (
-            f"column {name!r}: {several} sets of equal inputs have different numbers, at most {numbers[first]:g} "
+            f"column {name!r}: {plural(several, 'set')} of equal inputs with different numbers, at most "
+            f"{numbers[first]:g} "
             f"({samples.place(first)}) and {numbers[second]:g} ({samples.place(second)})"
         )
         if worst <= 6 * expected:

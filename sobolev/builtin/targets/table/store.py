@@ -27,6 +27,7 @@ from sobolev.builtin.targets.table.columns import Columns
 from sobolev.builtin.targets.table.files import Chunk, Faults, TableFile
 from sobolev.errors import DataError
 
+_SOME_PARTIALS = "; partials: {output: {input: column}} names those that are there"
 _FORMAT = "1"  # of the cache; change it when its files change
 _RESIDENT = 2  # times the memory that rows may take is what may stay mapped; giving pages back costs time
 _PAGES = 64 * 1024  # bytes that the kernel maps around a page that is touched
@@ -264,7 +265,10 @@ class _Builder:
             faults.add(f"{self.table.file}: there are no rows below the header")
         for name, count in zip(names, self._missing.tolist(), strict=True):
             if self.summary.rows and count == self.summary.rows and not any(repr(name) in m for m in faults.messages):
-                faults.add(f"{self.table.file}: column {name!r} holds no number at all; leave it out of the recipe")
+                faults.add(
+                    f"{self.table.file}: column {name!r} holds no number at all; leave it out of the recipe"
+                    + (_SOME_PARTIALS if name in self.columns.partials.values() else "")
+                )
         faults.raise_any()
         self.summary.missing = {n: c for n, c in zip(names, self._missing.tolist(), strict=True) if c}
         self.summary.low, self.summary.high = self._low.tolist(), self._high.tolist()

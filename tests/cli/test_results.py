@@ -1,0 +1,81 @@
+"""What commands say about finished runs, and what runs say while they are trained."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from rich.console import Console
+
+from sobolev.cli import cli
+from sobolev.cli.display import RichDisplay
+from sobolev.errors import DataError, RecipeError
+from sobolev.tables import read_numbers
+
+RECIPE = """\
+name: small
+target: {use: table, file: t.csv, inputs: [a, b, c], values: [f, g]}
+student: {use: mlp, hidden: [4], activation: tanh}
+objective: {derivatives: []}
+train: {steps: 2}
+seeds: 2
+figures: [surface, bars]
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The folder of two finished runs, and what was shown."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "r.yaml").write_text(RECIPE)
+    (folder / "t.csv").write_text("a,b,c,f,g\n" + "".join(f"{i},{i % 3},{i % 4},{i * i},{-i}\n" for i in range(10)))
+    given = ["run", str(folder / "r.yaml"), "--runs", str(folder / "runs"), "--jobs", "1"]
+    return folder, CliRunner().invoke(cli, given, env={"COLUMNS": "160"})
+
+
+def test_what_runs_say_alike_is_shown_once(trained: tuple[Path, Result]) -> None:
+    _, result = trained
+    assert result.exit_code == 0, result.output
+    assert result.output.count("t.csv: 10 rows") == 1
+    assert "small: 2 runs" in result.output
+
+
+def test_warnings_are_shown_every_time() -> None:
+    stream = io.StringIO()
+    display = RichDisplay([], Console(file=stream, width=80))
+    for line in ("t.csv: 10 rows", "warning: slow", "t.csv: 10 rows", "warning: slow"):
+        display.say(line)
+    assert stream.getvalue().splitlines() == ["t.csv: 10 rows", "warning: slow", "warning: slow"]
+
+
+def test_a_figure_that_has_nothing_to_show_says_where_to_look(trained: tuple[Path, Result]) -> None:
+    _, result = trained
+    assert "figure surface: nothing was recorded that it can show; `sobolev show surface` says" in result.output
+    shown = CliRunner().invoke(cli, ["show", "surface"]).output
+    assert "values with one component, of an input with two" in shown
+
+
+@pytest.mark.parametrize("command", [["predict"], ["export"]])
+def test_a_folder_of_runs_names_the_runs_in_it(trained: tuple[Path, Result], command: list[str]) -> None:
+    folder, _ = trained
+    data = [str(folder / "t.csv")] if command == ["predict"] else []
+    result = CliRunner().invoke(cli, [*command, str(folder / "runs" / "small"), *data])
+    assert isinstance(result.exception, RecipeError)
+    runs = [str(folder / "runs" / "small" / "default" / f"seed-{seed}") for seed in (0, 1)]
+    assert str(result.exception).endswith(f"no run directory (it has no recipe.yaml); there are {', '.join(runs)}")
+
+
+def test_predictions_are_no_parquet_file(trained: tuple[Path, Result]) -> None:
+    folder, _ = trained
+    run = folder / "runs" / "small" / "default" / "seed-0"
+    result = CliRunner().invoke(cli, ["predict", str(run), str(folder / "t.csv"), "-o", str(folder / "p.parquet")])
+    assert result.exit_code == 2 and "predictions are written as CSV; name the file .csv" in result.output
+    assert not (folder / "p.parquet").exists()
+
+
+def test_an_empty_cell_is_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n3,\n")
+    with pytest.raises(DataError, match=r"t.csv:3: column 'b': the cell is empty; every row needs a number"):
+        read_numbers(tmp_path / "t.csv", ["a", "b"])
