@@ -3,10 +3,11 @@
     python benchmarks/surrogates.py tune                 every configuration on the development seed
     python benchmarks/surrogates.py run                  defaults and the best configurations on fresh seeds
     python benchmarks/surrogates.py table                the tables of docs/surrogates.md from the results
+    python benchmarks/surrogates.py --quick              two functions, 20 points, one seed: under a minute
 
 Every method gets the same points with the same partials and is measured on the same test set. Results are appended
 to ``benchmarks/results/surrogates.jsonl`` one by one; what is there is not run again. A fit that outlasts its limit
-of time or memory is recorded as unfinished.
+of time or memory is recorded as unfinished. All runs on one core; ``--json FILE`` writes what was asked for.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import argparse
 import json
 import math
 import multiprocessing
+import os
 import resource
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
@@ -26,6 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from _common import machine, shown, write
 
 RESULTS = Path(__file__).parent / "results" / "surrogates.jsonl"
 FUNCTIONS = ("ackley", "beale", "booth", "bukin", "mccormick", "rosenbrock", "styblinski-tang")
@@ -123,7 +129,7 @@ def fit_kriging(data: Arrays, seed: int, **options: Any) -> Fitted:
 METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
     "sobolev": (
         fit_sobolev,
-        [{}, {"balance": "joint"}, {"activation": "tanh"}, {"activation": "tanh", "balance": "joint"}],
+        [{}, {"balance": "joint"}, {"activation": "tanh"}, {"regime": "exact"}],
     ),
     "jenn": (
         fit_jenn,
@@ -235,8 +241,8 @@ def run_all(units: Iterable[Unit], file: Path, minutes: float, gigabytes: int) -
         row = {**vars(case), "method": method, "config": config, "seed": seed, **result}
         with file.open("a") as stream:
             stream.write(json.dumps(row) + "\n")
-        shown = f"value {row['value']:.3g}  partials {row['partials']:.3g}" if "value" in row else row["status"]
-        print(f"{case.function} d={case.dimension} n={case.points} {method}[{config}] seed {seed}: {shown}", flush=True)
+        found = f"value {row['value']:.3g}  partials {row['partials']:.3g}" if "value" in row else row["status"]
+        print(f"{case.function} d={case.dimension} n={case.points} {method}[{config}] seed {seed}: {found}", flush=True)
 
 
 def chosen(file: Path) -> dict[str, int]:
@@ -259,14 +265,14 @@ def chosen(file: Path) -> dict[str, int]:
     return best
 
 
-def development(sizes: Iterable[int], methods: Iterable[str]) -> list[Unit]:
-    """Return every configuration of every function in two dimensions."""
+def development(sizes: Iterable[int], methods: Iterable[str], functions: Iterable[str]) -> list[Unit]:
+    """Return every configuration of functions in two dimensions."""
     return [
         (Case(function, 2, size), method, config, DEVELOPMENT)
         for size in sizes
         for method in methods
         for config in range(len(METHODS[method][1]))
-        for function in FUNCTIONS
+        for function in functions
     ]
 
 
@@ -283,7 +289,10 @@ def fresh(cases: Iterable[Case], seeds: Iterable[int], methods: Iterable[str], f
 
 
 def table(file: Path, quantity: str, dimension: int) -> str:
-    """Return a Markdown table of medians over seeds: a row per function and size, a column per method."""
+    """Return a Markdown table of medians over seeds: a row per function and size, a column per method.
+
+    A cell with fewer seeds than the row's last column says how many.
+    """
     best = chosen(file)
     rows = [row for row in stored(file) if row["seed"] < DEVELOPMENT and row["dimension"] == dimension]
     columns = [(m, c, label) for m in METHODS for c, label in _columns(m, best[m])]
@@ -291,58 +300,76 @@ def table(file: Path, quantity: str, dimension: int) -> str:
     lines.append("|---" * (len(columns) + 3) + "|")
     for function, points in sorted({(row["function"], row["points"]) for row in rows}, key=lambda p: (p[1], p[0])):
         here = [row for row in rows if (row["function"], row["points"]) == (function, points)]
-        seen = [{row["seed"] for row in here if (row["method"], row["config"]) == (m, c)} for m, c, _ in columns]
-        # Medians over the same seeds, whatever an interrupted run has left.
-        common = set.intersection(*(seeds for seeds in seen if seeds))
-        here = [row for row in here if row["seed"] in common]
-        cells, smallest = [], math.inf
-        for method, config, _ in columns:
-            found = [row for row in here if (row["method"], row["config"]) == (method, config)]
-            numbers = [row[quantity] for row in found if quantity in row]
-            median = statistics.median(numbers) if numbers and len(numbers) == len(found) else None
-            smallest = min(smallest, median if median is not None else math.inf)
-            cells.append(median if median is not None else ("unfinished" if found else "-"))
-        shown = [c if isinstance(c, str) else f"**{c:.2g}**" if c == smallest else f"{c:.2g}" for c in cells]
-        seeds = len({row["seed"] for row in here})
-        lines.append(f"| {function} | {points} | " + " | ".join(shown) + f" | {seeds} |")
+        cells = [[row for row in here if (row["method"], row["config"]) == (m, c)] for m, c, _ in columns]
+        most = max(len(cell) for cell in cells)
+        medians = [_median(cell, quantity) for cell in cells]
+        smallest = min((m for m in medians if m is not None), default=None)
+        marked = []
+        for cell, median in zip(cells, medians, strict=True):
+            text = "unfinished" if median is None else f"**{median:.2g}**" if median == smallest else f"{median:.2g}"
+            marked.append(f"{text} ({len(cell)})" if 0 < len(cell) < most else text if cell else "-")
+        lines.append(f"| {function} | {points} | " + " | ".join(marked) + f" | {most} |")
     return "\n".join(lines)
+
+
+def _median(fits: list[dict[str, Any]], quantity: str) -> float | None:
+    numbers = [row[quantity] for row in fits if quantity in row]
+    return statistics.median(numbers) if numbers and len(numbers) == len(fits) else None
 
 
 def _columns(method: str, best: int) -> list[tuple[int, str]]:
     return [(0, method)] if best == 0 else [(0, f"{method} default"), (best, f"{method} chosen")]
 
 
-def main() -> None:
-    """Run the command line."""
+def parsed() -> argparse.Namespace:
+    """Parse the command line and bind this process to one core."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("tune", "run", "table"), nargs="?", default="run")
-    parser.add_argument("--points", type=int, nargs="+", default=[20, 100])
+    parser.add_argument("--points", type=int, nargs="+", default=[20, 100, 1000])
     parser.add_argument("--dimension", type=int, default=2, choices=(2, 10, 20))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--functions", nargs="+", choices=FUNCTIONS)
     parser.add_argument("--minutes", type=float, default=30, help="limit of one fit")
     parser.add_argument("--gigabytes", type=int, default=16, help="limit of one fit's address space")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--quick", action="store_true", help="two functions, 20 points, one seed, defaults")
-    parser.add_argument("--json", action="store_true", help="print the stored rows")
+    parser.add_argument("--results", type=Path, default=None, help=f"file of results ({RESULTS.name})")
+    parser.add_argument("--core", type=int, default=0, help="the core that all methods use")
+    parser.add_argument("--quick", action="store_true", help="two functions, 20 points, one seed, measured anew")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers too")
     options = parser.parse_args()
-    functions = options.functions or (FUNCTIONS if options.dimension == 2 else HIGH)
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {options.core})
+    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    options.functions = options.functions or (FUNCTIONS if options.dimension == 2 else HIGH)
     if options.quick:
-        functions, options.points, options.seeds = ("booth", "mccormick"), [20], [0]
-    if options.command == "tune":
-        units = development(options.points, options.methods)
-        run_all(units, options.results, options.minutes, options.gigabytes)
-        print(chosen(options.results))
-    elif options.command == "run":
-        cases = [Case(name, options.dimension, points) for points in options.points for name in functions]
-        units = fresh(cases, options.seeds, options.methods, options.results)
-        run_all(units, options.results, options.minutes, options.gigabytes)
-    if options.json:
-        json.dump(stored(options.results), sys.stdout, indent=1)
-    elif options.command != "tune":
-        for quantity in ("value", "partials", "processor_seconds"):
-            print(f"\n{quantity}\n{table(options.results, quantity, options.dimension)}")
+        options.command, options.dimension = "run", 2
+        options.functions, options.points, options.seeds = ("booth", "mccormick"), [20], [0]
+    return options
+
+
+def main() -> None:
+    """Run the command line."""
+    options = parsed()
+    with tempfile.TemporaryDirectory() as folder:
+        file: Path = options.results or (Path(folder) / "quick.jsonl" if options.quick else RESULTS)
+        if options.command == "tune":
+            units = development(options.points, options.methods, options.functions)
+        else:
+            cases = [Case(name, options.dimension, points) for points in options.points for name in options.functions]
+            units = fresh(cases, options.seeds, options.methods, file)
+        if options.command != "table":
+            run_all(units, file, options.minutes, options.gigabytes)
+        if options.command == "tune":
+            print(chosen(file))
+        else:
+            for quantity in ("value", "partials", "processor_seconds"):
+                print(f"\n{quantity}\n{table(file, quantity, options.dimension)}")
+        options.clock, options.rounds = "cpu", len(options.seeds)
+        found = machine(options)
+        print(f"\non {shown(found)}")
+        wanted = set(units)
+        rows = [row for row in stored(file) if key_of(row) in wanted]
+        write(options, {"machine": found, "chosen": chosen(file), "fits": rows})
 
 
 if __name__ == "__main__":

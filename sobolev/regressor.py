@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,9 @@ from sobolev.heads import HEADS
 from sobolev.host import default_host
 from sobolev.recipe.model import Recipe
 from sobolev.recipe.plan import RunPlan
+from sobolev.recording import Recorder
 from sobolev.registry import Registry
+from sobolev.selection import LEAST, Candidate, best
 from sobolev.train import Trainer
 from sobolev.vocabulary import Points, Probe, Site
 
@@ -33,21 +36,39 @@ except ImportError as error:
     ) from error
 
 
+Regime = Literal["exact", "trend"]
+
+MANY_INPUTS = 5
+"""Up to as many inputs two layers are used, beyond one wide layer, which needs more polishing."""
+
+TREND_STEPS = 200
+
+
 class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Neural surrogate of values and partials: networks trained on both, averaged.
 
     Inputs and values are standardised inside the networks, so that everything that goes in and comes out is in the
-    user's units. Training is full batch: Adam, then L-BFGS.
+    user's units. Training is full batch: Adam, then L-BFGS. Errors of partials count linearly beyond their own root
+    mean square (Huber loss), lest a few samples beside a kink or a pole decide everything.
+
+    Whether the samples resolve the function is for them to say: where its partials change faster than from one sample
+    to the next, a network that meets them all is far off between. With ``regime="auto"`` a third is held out (each
+    third in turn, up to 100 samples), one network is trained either way, and whatever predicts values and partials of
+    the third better, by the mean log error, is trained on everything.
 
     Args:
-        hidden: units of each hidden layer.
+        hidden: units of each hidden layer, or None for (64, 64), and (128,) where X has more than five columns.
         activation: a smooth one (``silu``, ``tanh``, ``softplus``, ``gelu``) for smooth partials.
         members: networks, which differ by their first weights; predictions are their mean.
+        regime: ``exact`` trains on values and partials to the end; ``trend`` on values alone by 200 steps of Adam, for
+            a function that is not resolved; ``auto`` takes the better one on held-out samples, and ends polishing
+            where they get worse. With ``validation_fraction``, or fewer than ten samples, ``auto`` is ``exact``.
         derivative_weight: factor of the partials' term in the loss; 0 leaves them out.
         balance: how values and partials are weighed, see the objective ``sobolev``.
         adam_steps: steps of Adam, with a learning rate that falls along half a cosine.
         learning_rate: of Adam, at the beginning.
-        polish_iterations: iterations of L-BFGS after it.
+        polish_iterations: iterations of L-BFGS after it at most, or None for 500, and 2,000 where X has more than
+            five columns.
         batch_size: samples per step of Adam, or ``"all"``; L-BFGS always sees all.
         validation_fraction: share of the samples that is held out to stop early and to keep the best networks, or
             None to train on all to the end.
@@ -58,19 +79,24 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         student_: the networks, a ``ModuleDict``.
         history_: the final numbers of the training.
+        regime_: ``exact`` or ``trend``.
+        steps_: steps that were trained; one of L-BFGS has up to 20 iterations.
+        scores_: mean log squared error on held-out samples by regime, in standardised units; empty where nothing was
+            chosen.
         n_features_in_, n_outputs_: d and m.
     """
 
     def __init__(
         self,
-        hidden: Sequence[int] = (64, 64),
+        hidden: Sequence[int] | None = None,
         activation: str = "silu",
         members: int = 3,
+        regime: Literal["auto", "exact", "trend"] = "auto",
         derivative_weight: float = 1.0,
         balance: Literal["none", "rms", "joint"] = "rms",
         adam_steps: int = 500,
         learning_rate: float = 5e-3,
-        polish_iterations: int = 500,
+        polish_iterations: int | None = None,
         batch_size: int | Literal["all"] = "all",
         validation_fraction: float | None = None,
         patience: int = 20,
@@ -80,6 +106,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         self.hidden = hidden
         self.activation = activation
         self.members = members
+        self.regime = regime
         self.derivative_weight = derivative_weight
         self.balance = balance
         self.adam_steps = adam_steps
@@ -122,13 +149,37 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         samples = Samples(_tensor(X), _tensor(y), _tensor(partials), _tensor(weight))
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
-        target: Target = self._target(samples, random)
-        experiment, summary = _trained(self._recipe(samples), target, seed)
+        self.regime_, self.steps_, self.scores_ = self._chosen(samples, random, seed)
+        recipe = self._recipe(samples, self.regime_, self.steps_)
+        experiment, summary = _trained(recipe, self._target(samples, random), seed)
         self.n_outputs_ = y.shape[1]
         self.student_ = experiment.module
         self.history_ = summary
         self._measurers = self._measure_by()
         return self
+
+    def _chosen(
+        self, samples: Samples, random: np.random.RandomState, seed: int
+    ) -> tuple[Regime, int | None, dict[str, float]]:
+        """Return the regime, after how many steps it ends (None: all), and the scores."""
+        if self.regime not in ("auto", "exact", "trend"):
+            raise ValueError(f"regime={self.regime!r}: expected 'auto', 'exact' or 'trend'")
+        if self.regime != "auto":
+            return self.regime, None, {}
+        if self.validation_fraction is not None or len(samples.x) < LEAST:
+            return "exact", None, {}
+
+        def candidate(regime: Regime) -> Candidate:
+            recipe = self._recipe(samples, regime)
+            last = sum(phase.steps for phase in recipe.train.phases)
+            first = min(self.adam_steps, last) if regime == "exact" else last
+            recipe.evaluate.every, recipe.evaluate.splits = 5, ["validation"]
+            return Candidate(partial(_followed, recipe, seed), first)
+
+        order = torch.from_numpy(random.permutation(len(samples.x)))
+        regimes: tuple[Regime, ...] = ("exact", "trend")
+        name, steps, scores = best(samples, {regime: candidate(regime) for regime in regimes}, order)
+        return ("exact" if name == "exact" else "trend"), steps, scores
 
     def _target(self, samples: Samples, random: np.random.RandomState) -> Target:
         train, held = samples, None
@@ -144,33 +195,48 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         target = ArrayTarget(train, held)
         return ensemble_of(target, self.members) if self.members > 1 else target
 
-    def _recipe(self, samples: Samples) -> Recipe:
+    def _phases(self, regime: Regime, inputs: int, steps: int | None) -> list[dict[str, Any]]:
+        """Return the phases of training, with the last steps left out where fewer are wanted."""
+        trend = regime == "trend"
+        adam = min(self.adam_steps, TREND_STEPS) if trend else self.adam_steps
+        polish = self.polish_iterations
+        if polish is None:
+            polish = 500 if inputs <= MANY_INPUTS else 2000
+        polishing = 0 if trend else -(-polish // 20)
+        if steps is not None:
+            polishing = min(polishing, steps - adam)
         phases: list[dict[str, Any]] = []
-        if self.adam_steps:
+        if adam:
             phases.append({
-                "steps": self.adam_steps,
+                "steps": adam,
                 "optimizer": {"use": "adam", "lr": self.learning_rate},
                 "schedule": {"use": "cosine"},
             })  # fmt: skip
-        if self.polish_iterations:
-            steps = -(-self.polish_iterations // 20)
-            phases.append(
-                {"steps": steps, "optimizer": {"use": "lbfgs", "max_iter": 20, "history_size": 30}, "batch_size": "all"}
-            )
-        weight = 0.0 if samples.dydx is None else float(self.derivative_weight)
+        if polishing:
+            lbfgs = {"use": "lbfgs", "max_iter": 20, "history_size": 30}
+            phases.append({"steps": polishing, "optimizer": lbfgs, "batch_size": "all"})
+        return phases
+
+    def _recipe(self, samples: Samples, regime: Regime = "exact", steps: int | None = None) -> Recipe:
+        inputs = samples.x.shape[1]
+        hidden = self.hidden
+        if hidden is None:
+            hidden = (64, 64) if inputs <= MANY_INPUTS else (128,)
+        phases = self._phases(regime, inputs, steps)
+        weight = 0.0 if samples.dydx is None or regime == "trend" else float(self.derivative_weight)
         recipe: dict[str, Any] = {
             "name": "regressor",
             "target": "arrays",
             "student": {
                 "use": "mlp",
-                "hidden": [int(width) for width in self.hidden],
+                "hidden": [int(width) for width in hidden],
                 "activation": self.activation,
                 "scale": "standard",
             },
             "objective": {
                 "use": "sobolev",
                 "balance": self.balance,
-                "derivatives": [{"weight": weight}] if weight else [],
+                "derivatives": [{"weight": weight, "loss": "huber"}] if weight else [],
             },
             "train": {
                 "steps": 0,
@@ -286,13 +352,19 @@ def _partials(dydx: Any, X: np.ndarray, y: np.ndarray) -> np.ndarray | None:
     return None if np.isnan(partials).all() else partials.reshape(n, m, d)
 
 
-def _trained(recipe: Recipe, target: Target, seed: int) -> tuple[Experiment, dict[str, float]]:
+def _followed(recipe: Recipe, seed: int, target: ArrayTarget, recorder: Recorder) -> None:
+    _trained(recipe, target, seed, recorder)
+
+
+def _trained(
+    recipe: Recipe, target: Target, seed: int, recorder: Recorder | None = None
+) -> tuple[Experiment, dict[str, float]]:
     registry = Registry()
     for kind, entries in default_host().registry.entries.items():
         registry.entries[kind] = dict(entries)
     registry.register("target", "arrays", lambda: target, "sobolev")
     plan = RunPlan(recipe, "default", seed, Path("regressor"))
     experiment = build(plan, registry, connect("cpu"), say=lambda _: None)
-    outcome = Trainer(experiment, registry).run()
+    outcome = Trainer(experiment, registry, recorder=recorder).run()
     experiment.module.eval()
     return experiment, outcome.summary

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("sklearn")
 
@@ -18,6 +19,7 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sobolev import SobolevRegressor
+from sobolev.builtin.targets.functions import FUNCTIONS
 
 QUICK: dict[str, Any] = {"hidden": (16,), "activation": "tanh", "members": 2, "adam_steps": 60, "polish_iterations": 20}
 
@@ -60,9 +62,10 @@ def test_values_and_partials_come_in_the_users_units() -> None:
 
 def test_partials_help_where_points_are_few() -> None:
     x, y, dydx = data(6, 1)
+    options = {**QUICK, "polish_iterations": 100}
     at, values, _ = data(50, 1, seed=1)
     errors = [
-        np.mean((SobolevRegressor(**QUICK, random_state=0).fit(x, y[:, 0], d).predict(at) - values[:, 0]) ** 2)
+        np.mean((SobolevRegressor(**options, random_state=0).fit(x, y[:, 0], d).predict(at) - values[:, 0]) ** 2)
         for d in (None, dydx)
     ]
     assert errors[1] < 0.5 * errors[0]
@@ -114,6 +117,32 @@ def test_early_stopping_keeps_the_best_networks() -> None:
         SobolevRegressor(**options, validation_fraction=0.01).fit(x, y, dydx)
 
 
+def of_function(name: str, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    x = torch.from_numpy(np.random.default_rng(seed).uniform(-4, 4, (rows, 2))).requires_grad_()
+    y = FUNCTIONS[name].value(x)
+    (dydx,) = torch.autograd.grad(y.sum(), x)
+    return x.detach().numpy(), y.detach().numpy(), dydx.numpy()
+
+
+def test_samples_say_whether_they_resolve_the_function() -> None:
+    options: dict[str, Any] = {"members": 1, "adam_steps": 200, "polish_iterations": 60, "random_state": 0}
+    smooth = SobolevRegressor(**options).fit(*of_function("booth", 20))
+    assert smooth.regime_ == "exact"
+    assert smooth.scores_["exact"] < smooth.scores_["trend"] - 1
+    # 64 waves of Ackley's function: what 20 points can tell is the hill beneath.
+    rough = SobolevRegressor(**options).fit(*of_function("ackley", 20))
+    assert rough.regime_ == "trend"
+    assert rough.steps_ == 200
+    x, y, _ = of_function("ackley", 200, seed=1)
+    errors = {
+        regime: np.std(SobolevRegressor(**options, regime=regime).fit(*of_function("ackley", 20)).predict(x) - y)
+        for regime in ("exact", "trend")
+    }
+    assert errors["trend"] < 0.5 * np.std(y)
+    assert errors["trend"] < errors["exact"]
+    assert np.std(rough.predict(x) - y) == errors["trend"]
+
+
 def test_in_a_pipeline_with_partials() -> None:
     x, y, dydx = data(outputs=1)
     pipeline = make_pipeline(FunctionTransformer(), SobolevRegressor(**QUICK, random_state=0))
@@ -133,6 +162,8 @@ def test_mistakes_are_explained() -> None:
         model.fit(x, y, infinite)
     with pytest.raises(ValueError, match=r"[Nn]egative"):
         model.fit(x, y, sample_weight=-np.ones(30))
+    with pytest.raises(ValueError, match="expected 'auto', 'exact' or 'trend'"):
+        SobolevRegressor(regime="trnd").fit(x, y, dydx)  # type: ignore[arg-type]
 
 
 def test_scikit_learn_is_optional() -> None:
@@ -150,8 +181,6 @@ def test_scikit_learn_is_optional() -> None:
 def test_the_default_recipe_is_the_default_regressor() -> None:
     from pathlib import Path
 
-    import torch
-
     from sobolev.arrays import Samples
     from sobolev.host import default_host
     from sobolev.recipe.plan import load_plans
@@ -163,7 +192,7 @@ def test_the_default_recipe_is_the_default_regressor() -> None:
     for part in ("student", "objective", "dtype"):
         given, filled = getattr(ours, part), getattr(plan.recipe, part)
         if part == "objective":  # a checked recipe has every default filled in
-            filled = {**filled, "derivatives": [{"weight": t["weight"]} for t in filled["derivatives"]]}
+            filled = {**filled, "derivatives": [{k: t[k] for k in ("weight", "loss")} for t in filled["derivatives"]]}
         assert (given if part == "dtype" else {k: filled[k] for k in given}) == given
     assert plan.recipe.target["members"] == default.members
     assert [(p.steps, p.optimizer["use"]) for p in ours.train.phases] == [
