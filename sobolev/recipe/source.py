@@ -91,13 +91,13 @@ class Document:
             marks[path] = mark
 
     def merge(self, data: Mapping[str, Any], other: Document, at: Path, below: Path = ()) -> None:
-        """Merge a mapping over this one, key by key; lists and scalars replace."""
+        """Merge a mapping over this one, key by key; lists, scalars and components of another name replace."""
         node: Any = self.data
         for part in below:
             node = node[part]
         for key, value in data.items():
             source, target = (*at, key), (*below, key)
-            if isinstance(value, Mapping) and isinstance(node.get(key), Mapping):
+            if isinstance(value, Mapping) and isinstance(node.get(key), Mapping) and not _replaces(value, node[key]):
                 self.merge(value, other, source, target)
                 continue
             node[key] = copy.deepcopy(value)
@@ -105,6 +105,11 @@ class Document:
                 for old in [p for p in mine if p[: len(target)] == target]:
                     del mine[old]
                 mine |= {(*target, *p[len(source) :]): m for p, m in theirs.items() if p[: len(source)] == source}
+
+
+def _replaces(value: Mapping[str, Any], before: Mapping[str, Any]) -> bool:
+    """Return whether another component is named, to which options of the one before do not carry over."""
+    return "use" in value and "use" in before and value["use"] != before["use"]
 
 
 def _refuse_absent_list(node: Any, parts: Sequence[str], mark: Mark) -> None:

@@ -243,6 +243,21 @@ def test_options_of_another_component_do_not_carry_over(tmp_path: Path) -> None:
     assert plan.recipe.student == {"use": "null"}
 
 
+def test_options_of_another_component_inside_a_component_do_not_carry_over(tmp_path: Path) -> None:
+    parent = "name: base\nstudent: mlp\ntarget: {use: ensemble, members: 4, of: {use: mccormick, train: 7, test: 9}}\n"
+    (tmp_path / "parent.yaml").write_text(parent + "smoke: {target.of.test: 3}\n")
+    child = "extends: parent.yaml\nname: child\ntarget: {of: {use: booth, test: 8}}\n"
+    (plan,) = plans(tmp_path, child)
+    assert (plan.recipe.target["members"], plan.recipe.target["of"]["train"]) == (4, 100)
+    assert (plan.recipe.target["of"]["use"], plan.recipe.target["of"]["test"]) == ("booth", 8)
+    (same,) = plans(tmp_path, "extends: parent.yaml\nname: child\ntarget: {of: {use: mccormick, test: 8}}\n")
+    assert (same.recipe.target["of"]["train"], same.recipe.target["of"]["test"]) == (7, 8)
+    (short,) = plans(tmp_path, child, smoke=True)
+    assert short.recipe.target["of"]["test"] == 3
+    (forgotten,) = plans(tmp_path, child + "smoke: null\n", smoke=True)
+    assert forgotten.recipe.target["of"]["test"] == 8
+
+
 def test_a_problem_of_the_parent_is_shown_in_the_parent(tmp_path: Path) -> None:
     (tmp_path / "parent.yaml").write_text(BASE + "train: {stpes: 5}\n")
     (only,) = problems(tmp_path, "extends: parent.yaml\nname: child\n")
