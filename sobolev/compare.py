@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sobolev.components import RunRecord
 from sobolev.wording import short
@@ -116,8 +117,13 @@ def table(comparison: Comparison, title: str, width: int, transposed: bool | Non
     return made if needed <= width else _by_metric(comparison, title)
 
 
+def _titled(title: str) -> Table:
+    """Return an empty table; its title may be wider than itself."""
+    return Table(title=Text(title, no_wrap=True, overflow="ignore"), title_justify="left")
+
+
 def _by_variant(comparison: Comparison, title: str) -> Table:
-    made = Table(title=title, title_justify="left")
+    made = _titled(title)
     made.add_column("variant")
     made.add_column("seeds", justify="right")
     several = len(comparison.cells) > 1
@@ -137,7 +143,7 @@ def _by_variant(comparison: Comparison, title: str) -> Table:
 
 
 def _by_metric(comparison: Comparison, title: str) -> Table:
-    made = Table(title=title, title_justify="left")
+    made = _titled(title)
     made.add_column("metric", overflow="fold")
     for variant, count in comparison.seeds.items():
         made.add_column(f"{variant}\n{count} seeds" if count > 1 else variant, justify="right")

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 from sobolev import ensembles
 from sobolev.build import Experiment, build
 from sobolev.distributed import World
-from sobolev.errors import RecipeError
+from sobolev.errors import ComponentError, RecipeError
 from sobolev.host import Host, default_host
 from sobolev.recipe.model import Recipe
 from sobolev.recipe.plan import RunPlan
 from sobolev.registry import did_you_mean
 from sobolev.rundir import RunDirectory, find_runs, read_yaml
 from sobolev.vocabulary import Jet, Points
+
+Inputs = Any
+"""A tensor ``(B, *x)``, what ``torch.as_tensor`` takes for one, or a mapping of names to such."""
 
 
 class LoadedStudent:
@@ -36,11 +40,20 @@ class LoadedStudent:
         self.experiment = experiment
         self.module: nn.ModuleDict = experiment.module
 
-    def __call__(self, inputs: Tensor | Mapping[str, Tensor], site: str | None = None) -> Jet:
-        """Return value ``(B, m)`` and full first derivatives ``(B, m, *x)`` at ``inputs`` ``(B, *x)``."""
+    def __call__(self, inputs: Inputs, site: str | None = None) -> Jet:
+        """Return value ``(B, m)`` and full first derivatives ``(B, m, *x)`` at ``inputs`` ``(B, *x)``.
+
+        Args:
+            inputs: a tensor, or whatever torch makes one of (arrays, lists); several inputs by name.
+            site: which, where there are several; the first by default.
+
+        Raises:
+            RecipeError: no such site.
+            ComponentError: inputs of another shape or of other names.
+        """
         return ensembles.mean(self._members(inputs, site))
 
-    def spread(self, inputs: Tensor | Mapping[str, Tensor], site: str | None = None) -> Jet | None:
+    def spread(self, inputs: Inputs, site: str | None = None) -> Jet | None:
         """Return the standard deviation of the members' values and first derivatives, or None for a single student."""
         return ensembles.spread(self._members(inputs, site))
 
@@ -48,8 +61,8 @@ class LoadedStudent:
     def names(self) -> list[str]:
         """Names that ``site`` may be: ensembles first, then sites."""
         sites = self.experiment.sites
-        ensembles = dict.fromkeys(site.ensemble for site in sites.values() if site.ensemble)
-        return [*(name for name in ensembles if name), *sites]
+        groups = dict.fromkeys(site.ensemble for site in sites.values() if site.ensemble)
+        return [*(name for name in groups if name), *sites]
 
     def members(self, site: str | None = None) -> list[str]:
         """Return the sites of an ensemble, or the one site of that name; the first there is by default.
@@ -64,15 +77,22 @@ class LoadedStudent:
             raise RecipeError(f"the run has no site {site!r}; {did_you_mean(site, self.names)}")
         return found
 
-    def _members(self, inputs: Tensor | Mapping[str, Tensor], site: str | None) -> list[Jet]:
+    def _members(self, inputs: Inputs, site: str | None) -> list[Jet]:
         names = self.members(site)
         where = self.experiment.sites[names[0]]
-        if isinstance(inputs, Tensor):
-            inputs = {next(iter(where.inputs)): inputs}
+        given = inputs if isinstance(inputs, Mapping) else {next(iter(where.inputs)): inputs}
+        if set(given) != set(where.inputs):
+            raise ComponentError(f"the student reads the inputs {[*where.inputs]}, given are {[*given]}")
         context = self.experiment.context
-        tensors = {n: torch.as_tensor(t, dtype=context.dtype, device=context.device) for n, t in inputs.items()}
-        rows = len(next(iter(tensors.values())))
-        points = Points(tensors, where.differentiate, torch.arange(rows))
+        tensors = {n: torch.as_tensor(t, dtype=context.dtype, device=context.device) for n, t in given.items()}
+        for name, shape in where.inputs.items():
+            if tuple(tensors[name].shape[1:]) != tuple(shape) or not tensors[name].ndim:
+                expected = ", ".join(("B", *map(str, shape)))
+                raise ComponentError(
+                    f"the student's input {name!r} has the shape {tuple(tensors[name].shape)}, expected ({expected}): "
+                    "a row per sample"
+                )
+        points = Points(tensors, where.differentiate, torch.arange(len(next(iter(tensors.values())))))
         jets = self.experiment.measure(dict.fromkeys(names, points))
         return [jets[name] for name in names]
 

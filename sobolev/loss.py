@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from sobolev.components import Estimator, Objective
 from sobolev.differentiate.contract import contract, restrict
 from sobolev.differentiate.measure import Measurer, Policy
-from sobolev.errors import ComponentError
+from sobolev.errors import ComponentError, RecipeError
 from sobolev.host import default_host
 from sobolev.noise import Noise
+from sobolev.registry import Path
 from sobolev.vocabulary import Jet, Key, Points, Probe, Site
 
 Teacher = Callable[[Tensor], Tensor]
@@ -42,7 +43,7 @@ class SobolevLoss(nn.Module):
         seed: of random projections.
 
     Raises:
-        RecipeError: an unknown name.
+        RecipeError: an unknown name or option, a value that is not allowed.
         ComponentError: parts that do not fit together.
     """
 
@@ -63,9 +64,8 @@ class SobolevLoss(nn.Module):
             "value": value,
             "derivatives": ["squared-l2"] if derivatives is None else derivatives,
         }
-        registry = default_host().registry
-        self.objective: Objective = registry.build("objective", objective)
-        self.estimator: Estimator = registry.build("estimator", estimator)
+        self.objective: Objective = _built("objective", objective, ())
+        self.estimator: Estimator = _built("estimator", estimator, ("estimator",))
         self._given = (value, derivatives, head, estimator, seed)
         self.seed = seed
         self.calls = 0
@@ -136,6 +136,16 @@ class SobolevLoss(nn.Module):
     def __reduce__(self) -> tuple[Any, ...]:
         # Heads are functions, which pickle does not take; what the constructor was given makes them again.
         return SobolevLoss, self._given, {"calls": self.calls, "training": self.training}
+
+
+def _built(kind: str, spec: Any, path: Path) -> Any:
+    """Return the component, or say of every option what is wrong with it."""
+    registry = default_host().registry
+    checked, problems = registry.check(kind, spec, path)
+    if problems:
+        said = [": ".join(filter(None, (".".join(map(str, p.path)), p.message))) for p in problems]
+        raise RecipeError("SobolevLoss: " + "\n".join(said))
+    return registry.build(kind, checked)
 
 
 def _recorded(x: Tensor, y: Tensor, dydx: Tensor | None, keys: tuple[Key, ...], outputs: int) -> Jet:

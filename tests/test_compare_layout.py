@@ -39,6 +39,16 @@ def test_rows_are_metrics_where_there_is_none_or_on_demand() -> None:
         assert all(len(line) <= 100 for line in lines)
 
 
+def test_a_title_is_not_broken() -> None:
+    runs = [RunRecord("v", 0, Path(), {"name": "r"}, "finished", {"n": 1.0})]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(table(compare(runs), "a recipe: mean and standard deviation over seeds", 80))
+    lines = capture.get().splitlines()
+    assert lines[0].strip() == "a recipe: mean and standard deviation over seeds"
+    assert len(lines[1]) < len(lines[0])
+
+
 def test_a_metric_that_is_not_a_number_takes_nothing_down() -> None:
     runs = [
         RunRecord("regular", seed, Path(), {"name": "r"}, "finished", {"test/a": value, "test/b": 1.0})

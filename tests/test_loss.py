@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from sobolev import ComponentError, SobolevLoss
+from sobolev import ComponentError, RecipeError, SobolevLoss
 
 
 def net(outputs: int = 1, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
@@ -167,3 +167,17 @@ def test_the_documentation_runs() -> None:
     for block in blocks:
         exec(compile(block, "docs/api.md", "exec"), names)
     assert names["partials"].shape == (30, 2)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"value": "l3"}, r"SobolevLoss: value: expected 'squared-l2', 'l1', .* not 'l3'"),
+        ({"derivatives": [{"wieght": 1}]}, "derivatives.0.wieght: unknown key 'wieght'; did you mean 'weight'"),
+        ({"estimator": "exakt"}, "SobolevLoss: estimator.use: there is no estimator 'exakt'; did you mean 'exact'"),
+        ({"estimator": {"use": "projected", "probes": 0}}, "SobolevLoss: estimator.probes: expected a number greater"),
+    ],
+)
+def test_what_is_wrong_with_an_option_is_said_as_of_a_recipe(options: dict[str, object], said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        SobolevLoss(**options)  # type: ignore[arg-type]

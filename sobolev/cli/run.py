@@ -146,7 +146,9 @@ def _conclude(plans: list[RunPlan], host: Host, settings: Settings, trained: boo
     recipe = plans[0].recipe
     home = settings.root / recipe.name
     comparison = compare(finished)
-    console.print(table(comparison, f"{recipe.name}: mean ± standard deviation over seeds", console.width))
+    several = any(count > 1 for count in comparison.seeds.values())
+    title = f"{recipe.name}: mean ± standard deviation over seeds" if several else recipe.name
+    console.print(table(comparison, title, console.width))
     text = markdown(comparison)
     (home / "comparison.md").write_text(text + "\n")
     figures: list[Path] = []

@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from rich.console import Console
 
+from sobolev import load
 from sobolev.cli import cli
 from sobolev.cli.display import RichDisplay
-from sobolev.errors import DataError, RecipeError
+from sobolev.errors import ComponentError, DataError, RecipeError
 from sobolev.tables import read_numbers
 
 RECIPE = """\
@@ -73,6 +76,31 @@ def test_predictions_are_no_parquet_file(trained: tuple[Path, Result]) -> None:
     result = CliRunner().invoke(cli, ["predict", str(run), str(folder / "t.csv"), "-o", str(folder / "p.parquet")])
     assert result.exit_code == 2 and "predictions are written as CSV; name the file .csv" in result.output
     assert not (folder / "p.parquet").exists()
+
+
+def test_a_single_seed_has_no_standard_deviation(trained: tuple[Path, Result]) -> None:
+    folder, result = trained
+    assert "small: mean ± standard deviation over seeds" in result.output
+    given = ["run", str(folder / "r.yaml"), "--runs", str(folder / "runs"), "--set", "seeds=1"]
+    again = CliRunner().invoke(cli, given, env={"COLUMNS": "160"})
+    assert again.exit_code == 0 and "standard deviation" not in again.output
+
+
+def test_a_student_takes_arrays_and_names_the_shape_that_it_expects(trained: tuple[Path, Result]) -> None:
+    folder, _ = trained
+    student = load(folder / "runs" / "small" / "default" / "seed-0")
+    rows = [[1.0, 2.0, 3.0], [0.0, 1.0, 2.0]]
+    expected = student(torch.tensor(rows)).value
+    assert expected.shape == (2, 2)
+    for given in (rows, np.array(rows), {"x": np.array(rows)}):
+        assert torch.equal(student(given).value, expected)
+    for wrong, shape in (([[1.0, 2.0]], r"\(1, 2\)"), ([1.0, 2.0, 3.0], r"\(3,\)"), (1.0, r"\(\)")):
+        with pytest.raises(
+            ComponentError, match=rf"input 'x' has the shape {shape}, expected \(B, 3\): a row per sample"
+        ):
+            student(wrong)
+    with pytest.raises(ComponentError, match=r"reads the inputs \['x'\], given are \['z'\]"):
+        student({"z": rows})
 
 
 def test_an_empty_cell_is_called_empty(tmp_path: Path) -> None:
