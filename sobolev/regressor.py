@@ -166,17 +166,20 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"regime={self.regime!r}: expected 'auto', 'exact' or 'trend'")
         if self.regime != "auto":
             return self.regime, None, {}
-        if self.validation_fraction is not None or len(samples.x) < LEAST:
+        order = torch.from_numpy(random.permutation(len(samples.x)))
+        if samples.weight is not None:
+            order = order[samples.weight[order] > 0]
+        if self.validation_fraction is not None or len(order) < LEAST:
             return "exact", None, {}
 
         def candidate(regime: Regime) -> Candidate:
             recipe = self._recipe(samples, regime)
             last = sum(phase.steps for phase in recipe.train.phases)
             first = min(self.adam_steps, last) if regime == "exact" else last
-            recipe.evaluate.every, recipe.evaluate.splits = 5, ["validation"]
+            recipe.evaluate.every = 5 if regime == "exact" else max(1, last)
+            recipe.evaluate.splits = ["validation"]
             return Candidate(partial(_followed, recipe, seed), first)
 
-        order = torch.from_numpy(random.permutation(len(samples.x)))
         regimes: tuple[Regime, ...] = ("exact", "trend")
         name, steps, scores = best(samples, {regime: candidate(regime) for regime in regimes}, order)
         return ("exact" if name == "exact" else "trend"), steps, scores

@@ -50,7 +50,7 @@ def best(samples: Samples, candidates: Mapping[str, Candidate], order: Tensor) -
     Args:
         samples: the data; at least `LEAST` of them.
         candidates: by name; among equal scores the first wins.
-        order: a permutation of the samples, which says what is held out together.
+        order: ``(n,)`` samples in an order that says what is held out together; those it leaves out are not used.
     """
     scores: dict[str, float] = {}
     steps: dict[str, int] = {}
