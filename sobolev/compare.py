@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -71,10 +73,8 @@ def compare(runs: Sequence[RunRecord], metrics: Sequence[str] = ()) -> Compariso
     """
     finished = [run for run in runs if run.status == "finished"]
     names = list(metrics) or _telling(finished)
-    recipes = {run.config["name"] for run in finished}
     groups: dict[str, list[RunRecord]] = {}
-    for run in finished:
-        label = run.variant if len(recipes) == 1 else f"{run.config['name']}/{run.variant}"
+    for run, label in zip(finished, _labels(finished), strict=True):
         groups.setdefault(label, []).append(run)
     cells: dict[str, dict[str, Cell]] = {}
     for variant, members in groups.items():
@@ -86,6 +86,17 @@ def compare(runs: Sequence[RunRecord], metrics: Sequence[str] = ()) -> Compariso
                 spread = 0.0 if len(values) < 2 else statistics.stdev(values) if finite else math.nan
                 cells[variant][name] = Cell(statistics.fmean(values), spread, len(values))
     return Comparison(names, cells, {variant: len(members) for variant, members in groups.items()})
+
+
+def _labels(runs: Sequence[RunRecord]) -> list[str]:
+    """Return for each run what it is a seed of: a variant, of its recipe or folder where there are several of them."""
+    names = [run.config["name"] for run in runs]
+    if len({(name, run.variant, run.seed) for name, run in zip(names, runs, strict=True)}) < len(runs):
+        homes = [run.directory.resolve().parent.parent for run in runs]
+        common = Path(os.path.commonpath(homes))
+        names = [str(home.relative_to(common)) for home in homes]
+    several = len(set(names)) > 1
+    return [f"{name}/{run.variant}" if several else run.variant for name, run in zip(names, runs, strict=True)]
 
 
 def _telling(runs: Sequence[RunRecord]) -> list[str]:
@@ -108,13 +119,13 @@ def table(comparison: Comparison, title: str, width: int, transposed: bool | Non
         title: above the table.
         width: of the terminal, in characters.
         transposed: a row per metric and a column per variant, instead of the other way round; by default where the
-            other way would not fit.
+            other way would not fit, and this one takes less room.
     """
     if transposed is not None:
         return _by_metric(comparison, title) if transposed else _by_variant(comparison, title)
-    made = _by_variant(comparison, title)
-    needed = Console(width=10_000).measure(made).maximum
-    return made if needed <= width else _by_metric(comparison, title)
+    upright, aside = _by_variant(comparison, title), _by_metric(comparison, title)
+    rows, columns = (Console(width=10_000).measure(made).maximum for made in (upright, aside))
+    return upright if rows <= max(width, columns) else aside
 
 
 def _titled(title: str) -> Table:
@@ -124,13 +135,13 @@ def _titled(title: str) -> Table:
 
 def _by_variant(comparison: Comparison, title: str) -> Table:
     made = _titled(title)
-    made.add_column("variant")
+    made.add_column("variant", overflow="fold")
     made.add_column("seeds", justify="right")
     several = len(comparison.cells) > 1
     for name in comparison.metrics:
-        made.add_column(name, justify="right")
+        made.add_column(name, justify="right", overflow="fold")
         if several:
-            made.add_column("ratio", justify="right", style="bold")
+            made.add_column("ratio", justify="right", style="bold", no_wrap=True)
     for variant, cells in comparison.cells.items():
         row = [variant, str(comparison.seeds[variant])]
         for name in comparison.metrics:
@@ -159,7 +170,7 @@ def _by_metric(comparison: Comparison, title: str) -> Table:
 def _ratio(comparison: Comparison, variant: str, name: str) -> str:
     """Return how many times smaller a number is than the first variant's; empty for the first one."""
     ratio = None if variant == next(iter(comparison.cells)) else comparison.ratio(variant, name)
-    return "" if ratio is None else f"{ratio:.3g}x"
+    return "" if ratio is None else f"{short(ratio, 3)}x"
 
 
 def markdown(comparison: Comparison) -> str:

@@ -26,14 +26,28 @@ def partial_label(output: str, by: str) -> str:
     return f"d{above}/d{below}{unit or (f' [{upper}]' if upper else '')}"
 
 
+def separator_of(head: str) -> str:
+    """Return what separates the columns of a header: whichever of comma, semicolon and tab it holds most."""
+    return max("\t,;", key=head.count) if any(map(head.count, "\t,;")) else ","
+
+
 def read_numbers(file: Path, columns: Sequence[str]) -> list[list[float]]:
     """Return the named columns of a CSV file, row by row; a unit in brackets may stand behind a name, or be left out.
 
     Raises:
-        DataError: a column that is missing, a cell that is no number.
+        DataError: no text, a column that is missing, a cell that is no number.
     """
-    with file.open(newline="") as stream:
-        reader = csv.reader(stream)
+    try:
+        return _numbers(file, columns)
+    except (UnicodeDecodeError, csv.Error):
+        raise DataError(f"{file}: not text in UTF-8; inputs are read from CSV files") from None
+
+
+def _numbers(file: Path, columns: Sequence[str]) -> list[list[float]]:
+    with file.open(newline="", encoding="utf-8-sig") as stream:
+        separator = separator_of(stream.readline())
+        stream.seek(0)
+        reader = csv.reader(stream, delimiter=separator)
         head = [name.strip() for name in next(reader, [])]
         plain = [split_unit(name)[0] for name in head]
         places = []

@@ -39,6 +39,32 @@ def test_rows_are_metrics_where_there_is_none_or_on_demand() -> None:
         assert all(len(line) <= 100 for line in lines)
 
 
+def test_many_variants_and_few_metrics_stay_upright_where_neither_way_fits() -> None:
+    runs = [
+        RunRecord(f"a-variant-with-a-long-name-{i}", 0, Path(), {"name": "r"}, "finished", {"test/a/value": 0.25 * i})
+        for i in range(6)
+    ]
+    console = Console(width=40)
+    with console.capture() as capture:
+        console.print(table(compare(runs), "title", 40))
+    shown = capture.get()
+    assert shown.count("…") == 0 and all(len(line) <= 40 for line in shown.splitlines())
+    assert all(f"{0.25 * i:.3g}" in shown for i in range(6))
+
+
+def folder(root: Path, name: str, variant: str = "v", seed: int = 0, value: float = 1.0) -> RunRecord:
+    return RunRecord(variant, seed, root / name / variant / f"seed-{seed}", {"name": name}, "finished", {"n": value})
+
+
+def test_runs_of_two_folders_are_no_seeds_of_one_variant(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    both = compare([folder(first, "r"), folder(first, "r", seed=1), folder(second, "r", value=3.0)])
+    assert both.seeds == {"first/r/v": 2, "second/r/v": 1}
+    assert both.cells["second/r/v"]["n"].mean == 3.0
+    assert compare([folder(first, "r"), folder(second, "q")]).seeds == {"r/v": 1, "q/v": 1}
+    assert compare([folder(first, "r"), folder(second, "r", seed=1)]).seeds == {"v": 2}
+
+
 def test_a_title_is_not_broken() -> None:
     runs = [RunRecord("v", 0, Path(), {"name": "r"}, "finished", {"n": 1.0})]
     console = Console(width=80)

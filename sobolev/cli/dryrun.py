@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sobolev.recipe.plan import RunPlan
 
 _TIMED_STEPS = 5
+_OTHER = "other recipe"
 _SAID = 6  # lines that parts may say about themselves
 
 
@@ -56,10 +57,11 @@ def dry_run(plans: list[RunPlan], host: Host, device: str, root: Path, console: 
     made = Table("variant", "seeds", "state", "steps", "gradient", "ms per step", "a run")
     for column in (3, 5, 6):
         made.columns[column].justify = "right"
-    left = 0.0
+    left, others = 0.0, 0
     for variant, members in variants.items():
         rehearsal = _rehearse(members[0], host, world, root / ".cache", said)
         states = [_state(root, plan) for plan in members]
+        others += states.count(_OTHER)
         left += rehearsal.seconds * sum(state != "finished" for state in states)
         made.add_row(
             variant,
@@ -76,6 +78,11 @@ def dry_run(plans: list[RunPlan], host: Host, device: str, root: Path, console: 
     if len(said) > _SAID:
         console.print(f"... and {plural(len(said) - _SAID, 'more line')} of this kind", highlight=False)
     console.print(made)
+    if others:
+        console.print(
+            f"{_OTHER}: {plural(others, 'run')} of a recipe that has changed since would be refused; give the recipe "
+            "another name, choose another --runs folder, or start over with --force", style="yellow", highlight=False,
+        )  # fmt: skip
     console.print(f"training that is left: {_span(left)}, one run after the other", highlight=False)
 
 
@@ -124,7 +131,7 @@ def _state(root: Path, plan: RunPlan) -> str:
     try:
         return RunDirectory(root / plan.directory).state(plan)
     except SobolevError:
-        return "other recipe"
+        return _OTHER
 
 
 def _counted(states: Sequence[str]) -> str:

@@ -99,7 +99,9 @@ def test_a_dry_run_knows_what_is_finished_and_what_is_of_another_recipe(tmp_path
     assert run(tmp_path, RECIPE, "--only", "regular", "--set", "seeds=1").exit_code == 0
     found = rows(run(tmp_path, RECIPE, "--dry-run"))
     assert [cells[1] for cells in found.values()] == ["1 finished, 1 new", "new"]
-    found = rows(run(tmp_path, RECIPE, "--dry-run", "--set", "train.steps=5"))
+    changed = run(tmp_path, RECIPE, "--dry-run", "--set", "train.steps=5")
+    assert "other recipe: 1 run of a recipe that has changed since would be refused" in changed.output
+    found = rows(changed)
     assert [cells[1] for cells in found.values()] == ["1 other recipe, 1 new", "new"]
 
 

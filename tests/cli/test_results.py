@@ -107,3 +107,16 @@ def test_an_empty_cell_is_called_empty(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3,\n")
     with pytest.raises(DataError, match=r"t.csv:3: column 'b': the cell is empty; every row needs a number"):
         read_numbers(tmp_path / "t.csv", ["a", "b"])
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_inputs_may_be_separated_as_in_tables_and_begin_with_a_mark(tmp_path: Path, separator: str) -> None:
+    text = separator.join(["a [m]", "b"]) + "\n" + separator.join(["1", "2.5"]) + "\n"
+    (tmp_path / "t.csv").write_text(text, encoding="utf-8-sig")
+    assert read_numbers(tmp_path / "t.csv", ["b", "a [m]"]) == [[2.5, 1.0]]
+
+
+def test_inputs_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.parquet").write_bytes(b"PAR1\x15\x80\xff")
+    with pytest.raises(DataError, match=r"t.parquet: not text in UTF-8; inputs are read from CSV files"):
+        read_numbers(tmp_path / "t.parquet", ["a"])

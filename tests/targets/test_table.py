@@ -442,7 +442,10 @@ def test_rows_without_inputs(tmp_path: Path) -> None:
     array = numbers()
     array[3, 0] = array[8, 1] = np.nan
     write(tmp_path, "csv", array)
-    says(tmp_path, "data.csv", "data.csv:5: an input or the sample's weight is missing, there and in 1 other")
+    says(tmp_path, "data.csv", "data.csv:5: an input or the sample's weight is missing, there and in 1 other row; fill")
+    write(tmp_path, "csv", np.delete(array, 8, axis=0))
+    says(tmp_path, "data.csv", "data.csv:5: an input or the sample's weight is missing; fill in what is missing")
+    write(tmp_path, "csv", array)
     made = target(tmp_path, "data.csv", missing_inputs="drop")
     assert made.size("train") == 38 and not {3, 8} & set(made.rows("train").tolist())
 

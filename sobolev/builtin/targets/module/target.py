@@ -21,6 +21,7 @@ from sobolev.components import Axes, Context, Learner, Student, Target
 from sobolev.errors import ComponentError, DataError
 from sobolev.noise import stream
 from sobolev.vocabulary import Batch, Points, Site
+from sobolev.wording import plural
 
 SITE = "teacher"
 _CARD = "teacher.json"
@@ -157,7 +158,8 @@ class Module(Target):
         bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
         if len(bad):
             raise DataError(
-                f"{table.place(int(bad[0]))}: an input is missing or infinite, there and in {len(bad) - 1} other rows"
+                f"{table.place(int(bad[0]))}: an input is missing or infinite"
+                + (f", there and in {plural(len(bad) - 1, 'other row')}" if len(bad) > 1 else "")
             )
         if self.split.by is not None:
             raise ComponentError("module: points of a file are split by fractions of rows alone")

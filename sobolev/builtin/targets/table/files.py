@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sobolev.errors import DataError
-from sobolev.tables import split_unit
+from sobolev.tables import separator_of, split_unit
 
 CHUNK = 16384  # rows per piece: 4 MiB for 33 columns
 _SHOWN = 5  # problems of one column that are shown; the others are counted
@@ -154,7 +154,7 @@ class _Csv(TableFile):
                 head = stream.readline()
         except UnicodeDecodeError:
             raise DataError(f"{file}: not text in UTF-8; is it really a {file.suffix} file?") from None
-        self.separator = max("\t,;", key=head.count) if any(map(head.count, "\t,;")) else ","
+        self.separator = separator_of(head)
         self._named(next(csv.reader([head], delimiter=self.separator), []))
         numeric = [name for name in self.names if _is_number(name)]
         if numeric and len(numeric) == len(self.names):

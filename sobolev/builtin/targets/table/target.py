@@ -119,8 +119,9 @@ class Table(Target):
         if summary.incomplete and self.missing_inputs == "error":
             row, count = summary.incomplete[0], len(summary.incomplete)
             raise DataError(
-                f"{open_table(path).place(row)}: an input or the sample's weight is missing, there and in {count - 1} "
-                "other rows; fill them in, or leave these rows out with 'missing_inputs: drop'"
+                f"{open_table(path).place(row)}: an input or the sample's weight is missing"
+                + (f", there and in {plural(count - 1, 'other row')}" if count > 1 else "")
+                + "; fill in what is missing, or leave such rows out with 'missing_inputs: drop'"
             )
         usable = np.setdiff1d(
             np.arange(summary.rows), np.array([*summary.incomplete, *summary.empty], dtype=np.int64)
