@@ -2,8 +2,9 @@
 
     python docs/experiments/regression/collect.py runs/figure2-fast
 
-Writes ``<recipe>.json`` and ``<recipe>.md`` beside this file. Errors are mean squared errors on the test points; a run
-counts as converged if its validation error fell by less than 1 % over the last fifth of its steps.
+Writes ``<recipe>.json`` and ``<recipe>.md`` beside this file; results that are there already stay where their runs are
+gone. Errors are mean squared errors on the test points; a run counts as converged if its validation error fell by less
+than 1 % over the last fifth of its steps.
 """
 
 from __future__ import annotations
@@ -122,9 +123,11 @@ def main(folders: Iterable[Path]) -> None:
     """Write the files of every folder."""
     for folder in folders:
         runs = [run for run in find_runs(folder) if run.status == "finished"]
-        runs.sort(key=lambda run: (_order(run), run.seed))
         results = [result(run) for run in runs]
         name = runs[0].config["name"]
+        results = sorted(
+            results + _kept(HERE / f"{name}.json", results), key=lambda r: (_order(r["variant"]), r["seed"])
+        )
         train = runs[0].config["train"]
         described = {
             "recipe": name,
@@ -140,9 +143,16 @@ def main(folders: Iterable[Path]) -> None:
         print(table(results))
 
 
-def _order(run: RunRecord) -> tuple[Any, ...]:
+def _kept(file: Path, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the results of a file whose runs are not among those that were read."""
+    made = {(r["variant"], r["seed"]) for r in results}
+    before = json.loads(file.read_text())["runs"] if file.exists() else []
+    return [r for r in before if (r["variant"], r["seed"]) not in made]
+
+
+def _order(variant: str) -> tuple[Any, ...]:
     """Sizes in order, functions by name; arms as they were made."""
-    _, cells = split_label(run.variant)
+    _, cells = split_label(variant)
     return tuple((0, float(v), "") if v.replace(".", "").isdigit() else (1, 0.0, v) for v in list(cells.values())[::-1])
 
 
