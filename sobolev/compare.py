@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from sobolev.components import RunRecord
+from sobolev.labels import cell_name, split_label
 from sobolev.wording import short
 
 
@@ -46,9 +47,21 @@ class Comparison:
     cells: dict[str, dict[str, Cell]]
     seeds: dict[str, int]
 
+    def first(self, variant: str) -> str:
+        """Return what a variant is compared with: the first arm in its cell of the matrix, or the first variant of all.
+
+        The latter where no cell has several arms.
+        """
+        of_cell: dict[tuple[tuple[str, str], ...], list[str]] = {}
+        for name in self.cells:
+            of_cell.setdefault(_cell(name), []).append(name)
+        if all(len(arms) == 1 for arms in of_cell.values()):
+            return next(iter(self.cells))
+        return of_cell[_cell(variant)][0]
+
     def ratio(self, variant: str, metric: str) -> float | None:
-        """Return (mean of the first variant) / (mean of this one), or None where it says nothing."""
-        first, this = self.cells[next(iter(self.cells))].get(metric), self.cells[variant].get(metric)
+        """Return (mean of the `first` variant) / (mean of this one), or None where it says nothing."""
+        first, this = self.cells[self.first(variant)].get(metric), self.cells[variant].get(metric)
         if first is None or this is None or this.mean == 0 or not math.isfinite(first.mean / this.mean):
             return None
         return first.mean / this.mean
@@ -62,6 +75,10 @@ class Comparison:
             }
             for variant, cells in self.cells.items()
         }
+
+
+def _cell(variant: str) -> tuple[tuple[str, str], ...]:
+    return tuple(split_label(variant)[1].items())
 
 
 def compare(runs: Sequence[RunRecord], metrics: Sequence[str] = ()) -> Comparison:
@@ -111,8 +128,8 @@ def _telling(runs: Sequence[RunRecord]) -> list[str]:
     return found + scores
 
 
-def table(comparison: Comparison, title: str, width: int, transposed: bool | None = None) -> Table:
-    """Return the comparison for a terminal.
+def table(comparison: Comparison, title: str, width: int, transposed: bool | None = None) -> RenderableType:
+    """Return the comparison for a terminal; of a matrix one table per cell where a single one would not fit.
 
     Args:
         comparison: what to show.
@@ -125,7 +142,22 @@ def table(comparison: Comparison, title: str, width: int, transposed: bool | Non
         return _by_metric(comparison, title) if transposed else _by_variant(comparison, title)
     upright, aside = _by_variant(comparison, title), _by_metric(comparison, title)
     rows, columns = (Console(width=10_000).measure(made).maximum for made in (upright, aside))
+    cells = list(dict.fromkeys(map(_cell, comparison.cells)))
+    if min(rows, columns) > width and 1 < len(cells) < len(comparison.cells):
+        return Group(Text(title), *(_of_cell(comparison, cell) for cell in cells))
     return upright if rows <= max(width, columns) else aside
+
+
+def _of_cell(comparison: Comparison, cell: tuple[tuple[str, str], ...]) -> Table:
+    """Return the arms of one cell of the matrix, a row per metric."""
+    arms = {variant: split_label(variant)[0] for variant in comparison.cells if _cell(variant) == cell}
+    metrics = [name for name in comparison.metrics if any(name in comparison.cells[variant] for variant in arms)]
+    part = Comparison(
+        metrics,
+        {arm: comparison.cells[variant] for variant, arm in arms.items()},
+        {arm: comparison.seeds[variant] for variant, arm in arms.items()},
+    )
+    return _by_metric(part, cell_name(dict(cell)))
 
 
 def _titled(title: str) -> Table:
@@ -168,8 +200,8 @@ def _by_metric(comparison: Comparison, title: str) -> Table:
 
 
 def _ratio(comparison: Comparison, variant: str, name: str) -> str:
-    """Return how many times smaller a number is than the first variant's; empty for the first one."""
-    ratio = None if variant == next(iter(comparison.cells)) else comparison.ratio(variant, name)
+    """Return how many times smaller a number is than that of `Comparison.first`; empty for that one."""
+    ratio = None if variant == comparison.first(variant) else comparison.ratio(variant, name)
     return "" if ratio is None else f"{short(ratio, 3)}x"
 
 

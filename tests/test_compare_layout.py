@@ -52,6 +52,37 @@ def test_many_variants_and_few_metrics_stay_upright_where_neither_way_fits() -> 
     assert all(f"{0.25 * i:.3g}" in shown for i in range(6))
 
 
+def matrix() -> list[RunRecord]:
+    made = []
+    for arm, value in (("regular", 1.0), ("sobolev", 0.5)):
+        for game in ("pong", "breakout"):
+            for train in (20, 100):
+                summary = {"test/a/value": value * train}
+                made.append(
+                    RunRecord(f"{arm},target={game},train={train}", 0, Path(), {"name": "r"}, "finished", summary)
+                )
+    return made
+
+
+def test_in_a_matrix_arms_are_compared_within_their_cell() -> None:
+    found = compare(matrix())
+    assert found.ratio("sobolev,target=breakout,train=100", "test/a/value") == 2.0
+    assert found.first("sobolev,target=pong,train=20") == "regular,target=pong,train=20"
+    alone = compare([run for run in matrix() if run.variant.startswith("regular")])
+    assert alone.first("regular,target=breakout,train=100") == "regular,target=pong,train=20"
+
+
+def test_a_matrix_that_does_not_fit_is_shown_cell_by_cell() -> None:
+    console = Console(width=50)
+    with console.capture() as capture:
+        console.print(table(compare(matrix()), "title", 50))
+    lines = [line.strip() for line in capture.get().splitlines()]
+    titles = [lines.index(f"{game}, train {train}") for game in ("pong", "breakout") for train in (20, 100)]
+    assert lines[0] == "title" and titles == sorted(titles) and max(map(len, lines)) <= 50
+    assert sum("regular" in line and "sobolev" in line for line in lines) == 4
+    assert sum("2x" in line for line in lines) == 4
+
+
 def folder(root: Path, name: str, variant: str = "v", seed: int = 0, value: float = 1.0) -> RunRecord:
     return RunRecord(variant, seed, root / name / variant / f"seed-{seed}", {"name": name}, "finished", {"n": value})
 

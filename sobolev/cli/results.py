@@ -18,7 +18,7 @@ def compare(runs: tuple[Path, ...], metrics: tuple[str, ...], as_json: bool, tra
     """Compare RUNS: run directories, or folders that hold some.
 
     Rows are variants, with mean and standard deviation over seeds; a ratio says how many times smaller a number is
-    than the first variant's.
+    than the first variant's; in a matrix, than that of the first variant in the same cell.
     """
     from sobolev.compare import compare as make
     from sobolev.compare import table

@@ -18,6 +18,7 @@ from sobolev.builtin.reports import heldout, style
 from sobolev.builtin.targets.functions import FUNCTIONS
 from sobolev.components import Report, RunRecord
 from sobolev.host import default_host
+from sobolev.labels import cell_name, split_label
 from sobolev.tables import partial_label
 
 ALL = ["surface", "bars", "curves", "parity", "errors", "profiles"]
@@ -277,11 +278,11 @@ def test_few_samples_are_drawn_large_and_counted_in_few_bins(tmp_path: Path, dra
 
 
 def test_labels() -> None:
-    assert style.split_label("sobolev,target=booth,train=20") == ("sobolev", {"target": "booth", "train": "20"})
-    assert style.split_label("default") == ("default", {})
+    assert split_label("sobolev,target=booth,train=20") == ("sobolev", {"target": "booth", "train": "20"})
+    assert split_label("default") == ("default", {})
     assert style.in_order(["100", "20", "100", "3"]) == ["3", "20", "100"]
     assert style.in_order(["b", "a"]) == ["b", "a"]
-    assert style.cell_name({"target": "booth", "train": "20"}) == "booth, train 20"
+    assert cell_name({"target": "booth", "train": "20"}) == "booth, train 20"
     assert style.metric_labels(["test/function/d/dx", "return"]) == {
         "test/function/d/dx": "test error of d/dx", "return": "return",
     }  # fmt: skip

@@ -17,8 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sobolev.builtin.reports.style import split_label
 from sobolev.components import RunRecord
+from sobolev.labels import split_label
 from sobolev.rundir import find_runs, read_metrics
 
 HERE = Path(__file__).parent

@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from sobolev.builtin.reports.style import (
-    cell_name,
     colours,
     in_order,
     log_axis,
@@ -20,10 +19,10 @@ from sobolev.builtin.reports.style import (
     plain,
     save,
     slant,
-    split_label,
 )
 from sobolev.compare import compare
 from sobolev.components import Report, RunRecord
+from sobolev.labels import cell_name, split_label
 
 _MISSING = "not\napplicable"
 

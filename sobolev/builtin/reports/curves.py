@@ -12,16 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sobolev.builtin.reports.style import (
-    cell_name,
     colours,
     in_order,
     log_axis,
     metric_labels,
     plain,
     save,
-    split_label,
 )
 from sobolev.components import Report, RunRecord
+from sobolev.labels import cell_name, split_label
 from sobolev.rundir import read_metrics
 
 History = Sequence[Mapping[str, float]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -20,13 +20,6 @@ def colours(names: Sequence[str]) -> dict[str, str]:
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(names)}
 
 
-def split_label(variant: str) -> tuple[str, dict[str, str]]:
-    """Return the arm of a variant and its cell of the matrix: ``sobolev,train=20`` is (sobolev, {train: 20})."""
-    parts = variant.split(",")
-    cells = dict(part.split("=", 1) for part in parts if "=" in part)
-    return ",".join(part for part in parts if "=" not in part), cells
-
-
 def in_order(values: Sequence[str]) -> list[str]:
     """Return different values, numbers by size and anything else as it came."""
     different = list(dict.fromkeys(values))
@@ -34,11 +27,6 @@ def in_order(values: Sequence[str]) -> list[str]:
         return sorted(different, key=float)
     except ValueError:
         return different
-
-
-def cell_name(cells: Mapping[str, str]) -> str:
-    """Return a cell of the matrix for a title: ``booth, train 20``."""
-    return ", ".join(value if not re.match(r"[-+.\d]", value) else f"{name} {value}" for name, value in cells.items())
 
 
 def metric_label(metric: str, several_sites: bool = False) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from sobolev.builtin.reports.style import cell_name, save, split_label
+from sobolev.builtin.reports.style import save
 from sobolev.components import Report, RunRecord, Trained
+from sobolev.labels import cell_name, split_label
 
 _ARROWS = 16  # along each axis
 
