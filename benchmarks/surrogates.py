@@ -163,8 +163,13 @@ METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
 # -- one fit -------------------------------------------------------------------------------------------------------
 
 
-def measure(case: Case, method: str, config: int, seed: int) -> dict[str, Any]:
-    """Fit one method and return root mean squared errors of values and partials, and times."""
+def measure(
+    case: Case, method: str, config: int, seed: int, fitted_in: Callable[[float], None] = lambda seconds: None
+) -> dict[str, Any]:
+    """Fit one method and return root mean squared errors of values and partials, and times of the fit.
+
+    ``fitted_in`` is called between the fit, whose time is limited, and the predictions, whose time is not.
+    """
     data = sampled(case, "train", case.points, seed)
     x, y, partials = sampled(case, "test", TEST_POINTS, 0)
     fit, configs = METHODS[method]
@@ -172,6 +177,7 @@ def measure(case: Case, method: str, config: int, seed: int) -> dict[str, Any]:
     began, used = time.monotonic(), time.process_time()
     fitted = fit(data, seed, **configs[config])
     seconds, processor = time.monotonic() - began, time.process_time() - used
+    fitted_in(seconds)
     values, slopes = fitted(x)
     return {
         "status": "finished",
@@ -187,13 +193,13 @@ def _child(connection: Any, gigabytes: int, *what: Any) -> None:
     limit = gigabytes * 2**30
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
-        connection.send(measure(*what))
+        connection.send(measure(*what, fitted_in=connection.send))
     except Exception as error:
         connection.send({"status": f"failed: {type(error).__name__}: {error}"[:300]})
 
 
 def limited(case: Case, method: str, config: int, seed: int, minutes: float, gigabytes: int) -> dict[str, Any]:
-    """Return `measure` in a process of its own, or why it did not end within the limits."""
+    """Return `measure` in a process of its own, or why the fit did not end within the limits."""
     context = multiprocessing.get_context("fork")
     mine, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, gigabytes, case, method, config, seed))
@@ -201,7 +207,9 @@ def limited(case: Case, method: str, config: int, seed: int, minutes: float, gig
     process.start()
     theirs.close()
     try:
-        result: dict[str, Any] = mine.recv() if mine.poll(60 * minutes) else {"status": f"over {minutes:g} minutes"}
+        result: Any = mine.recv() if mine.poll(60 * minutes) else {"status": f"over {minutes:g} minutes"}
+        if isinstance(result, float):  # the fit is done
+            result = mine.recv()
     except EOFError:
         result = {"status": "its process died"}
     if process.is_alive() and result["status"] != "finished":
