@@ -111,16 +111,21 @@ def _panel(axes: Axes, groups: Sequence[_Group], metric: str, palette: Mapping[s
 
 
 def table_of(groups: Sequence[_Group]) -> str:
-    """Final numbers as a Markdown table: median over seeds, and the least and the greatest."""
+    """Final numbers as a Markdown table, approaches side by side: median over seeds, and the least and the greatest."""
+    cells_of = list(dict.fromkeys((group.game, group.percent) for group in groups))
+    ordered = sorted(groups, key=lambda group: cells_of.index((group.game, group.percent)))
+    scored = any("teacher-score" in run.summary for group in groups for run in group.runs)
     shown = [name for name in _TITLES if any(name in run.summary for group in groups for run in group.runs)]
-    head = ["game", "states that train", "approach", "seeds", *(_TITLES[name] for name in shown), "teacher's score"]
+    head = ["game", "states that train", "approach", "seeds", *(_TITLES[name] for name in shown)]
+    head += ["teacher's score"] if scored else []
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for group in groups:
+    for group in ordered:
         cells = [group.game.replace("_", " "), f"{group.percent:g} %", group.approach, str(len(group.runs))]
         for name in shown:
             cells.append(_spread([run.summary[name] for run in group.runs if name in run.summary]))
-        teachers = {run.summary["teacher-score"] for run in group.runs if "teacher-score" in run.summary}
-        cells.append(_spread(list(teachers)))
+        if scored:
+            teachers = {run.summary["teacher-score"] for run in group.runs if "teacher-score" in run.summary}
+            cells.append(_spread(list(teachers)))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -129,4 +134,8 @@ def _spread(values: Sequence[float]) -> str:
     if not values:
         return "-"
     low, middle, high = min(values), float(np.median(values)), max(values)
-    return f"{middle:.4g}" if low == high else f"{middle:.4g} ({low:.4g} to {high:.4g})"
+    return _number(middle) if low == high else f"{_number(middle)} ({_number(low)} to {_number(high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
