@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import torch
@@ -201,12 +201,26 @@ def derivative(
     """Return the contracted derivative of ``value`` ``(B, m)`` by one input per slot; they are leaves of its graph."""
     output, k = contraction.output, contraction.probes
     if output is not None:
-        rows = [(value * vector).sum(dim=1) for vector in output.unbind(dim=1)]
-        return torch.stack([_row(row, by, contraction, 0, j, create_graph) for j, row in enumerate(rows)], dim=1)
+        rows = [(value * vector).sum(dim=1) for vector in _parts(output)]
+        return _stack([_row(row, by, contraction, 0, j, create_graph) for j, row in enumerate(rows)], dim=1)
     if len(by) == 1 and k is not None and value.shape[1] > k + 1 and not coupled:
         return _along(value, by[0], contraction, create_graph)
-    rows = [_row(row, by, contraction, 0, None, create_graph) for row in value.unbind(dim=1)]
-    return torch.stack(rows, dim=1 if k is None else 2)
+    rows = [_row(row, by, contraction, 0, None, create_graph) for row in _components(value)]
+    return _stack(rows, dim=1 if k is None else 2)
+
+
+def _parts(tensor: Tensor) -> Sequence[Tensor]:
+    """Return the slices along dimension 1."""
+    return (tensor.squeeze(1),) if tensor.shape[1] == 1 else tensor.unbind(dim=1)
+
+
+def _components(tensor: Tensor) -> Sequence[Tensor]:
+    """Return the columns of ``(B, n)``, of which only sums will be asked: a single one as it is."""
+    return (tensor,) if tensor.shape[1] == 1 else tensor.unbind(dim=1)
+
+
+def _stack(rows: Sequence[Tensor], dim: int) -> Tensor:
+    return rows[0].unsqueeze(dim) if len(rows) == 1 else torch.stack(list(rows), dim=dim)
 
 
 def _along(value: Tensor, x: Tensor, contraction: Contraction, create_graph: bool) -> Tensor:
@@ -219,15 +233,15 @@ def _along(value: Tensor, x: Tensor, contraction: Contraction, create_graph: boo
     (pulled,) = torch.autograd.grad(value, x, c, create_graph=True, materialize_grads=True)
     rows = [
         torch.autograd.grad(pulled, c, v, create_graph=create_graph, retain_graph=True, materialize_grads=True)[0]
-        for v in vectors.unbind(dim=1)
+        for v in _parts(vectors)
     ]
-    return torch.stack(rows, dim=1)
+    return _stack(rows, dim=1)
 
 
 def _row(
     component: Tensor, by: tuple[Tensor, ...], contraction: Contraction, slot: int, j: int | None, create_graph: bool
 ) -> Tensor:
-    """Differentiate one component ``(B,)`` by the slots from ``slot`` on.
+    """Differentiate one component, ``(B,)`` or ``(B, 1)``, by the slots from ``slot`` on.
 
     Returns ``(B, *open slots)`` for the probe ``j``, or ``(B, [k], *open slots)`` for all where ``j`` is None.
     """
@@ -248,11 +262,11 @@ def _row(
         contracted = (gradient[:, None] * vector).flatten(2).sum(dim=2)
         if last:
             return contracted
-        parts = contracted.unbind(dim=1)
-        return torch.stack([_row(c, by, contraction, slot + 1, i, create_graph) for i, c in enumerate(parts)], dim=1)
+        parts = _components(contracted)
+        return _stack([_row(c, by, contraction, slot + 1, i, create_graph) for i, c in enumerate(parts)], dim=1)
     if last:
         return gradient
-    elements = gradient.flatten(1).unbind(dim=1)
+    elements = _components(gradient.flatten(1))
     position = 2 if j is None and contraction.probes is not None else 1
-    rows = torch.stack([_row(e, by, contraction, slot + 1, j, create_graph) for e in elements], dim=position)
+    rows = _stack([_row(e, by, contraction, slot + 1, j, create_graph) for e in elements], dim=position)
     return rows.reshape(*rows.shape[:position], *x.shape[1:], *rows.shape[position + 1 :])
