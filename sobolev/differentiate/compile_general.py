@@ -120,7 +120,7 @@ class _Inputs:
 
     Attributes:
         flat: parameters and buffers, inputs, vectors of the probe.
-        shapes: of all of them, with strides and types, and what the probe asks.
+        shapes: of all of them, with strides, types and whether they are trained, and what the probe asks.
     """
 
     def __init__(self, module: nn.Module, points: Points, probe: Probe) -> None:
@@ -129,7 +129,7 @@ class _Inputs:
         vectors = [v for c in probe.contractions.values() for v in (c.output, *c.inputs) if v is not None]
         self.flat = [*tensors.values(), *(t.detach() for t in points.inputs.values()), *vectors]
         asked = tuple((key, c.output is None, *(v is None for v in c.inputs)) for key, c in probe.contractions.items())
-        self.shapes = (asked, *((t.shape, t.stride(), t.dtype) for t in self.flat))
+        self.shapes = (asked, *((t.shape, t.stride(), t.dtype, t.requires_grad) for t in self.flat))
 
     def nested(self, flat: Sequence[Tensor]) -> tuple[dict[str, Tensor], Points, Probe]:
         """Return tensors, points and probe with other numbers."""

@@ -105,6 +105,25 @@ def test_only_so_many_shapes_are_compiled(uncompiled: None) -> None:
     assert compiled.failure == "" and len(compiled._made) == compile_general._SHAPES
 
 
+def test_layers_may_be_frozen_and_freed(uncompiled: None) -> None:
+    module = network("tanh", 1)
+    compiled, measurer = compiler_of(module)
+    points, first = points_of((3,), 1), next(module.parameters())
+    for trained in (False, True):
+        first.requires_grad_(trained)
+        jets = compiled(points, FULL, NOTHING), measurer.measure(points, FULL)
+        parameters = [p for p in module.parameters() if p.requires_grad]
+        for found, expected in zip(
+            *(
+                torch.autograd.grad(loss_of(j.value, j[X]), parameters, allow_unused=True, materialize_grads=True)
+                for j in jets
+            ),
+            strict=True,
+        ):
+            same("parameters", found, expected)
+    assert compiled.failure == ""
+
+
 def test_it_cannot_be_differentiated_twice(uncompiled: None) -> None:
     module = network("tanh", 1)
     jet = compiler_of(module)[0](points_of((3,), 1), FULL, NOTHING)
