@@ -7,6 +7,7 @@ import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +48,19 @@ class Comparison:
     cells: dict[str, dict[str, Cell]]
     seeds: dict[str, int]
 
-    def first(self, variant: str) -> str:
-        """Return what a variant is compared with: the first arm in its cell of the matrix, or the first variant of all.
+    @cached_property
+    def first(self) -> dict[str, str]:
+        """What each variant is compared with: the first arm in its cell of the matrix, or the first variant of all.
 
         The latter where no cell has several arms.
         """
-        of_cell: dict[tuple[tuple[str, str], ...], list[str]] = {}
-        for name in self.cells:
-            of_cell.setdefault(_cell(name), []).append(name)
-        if all(len(arms) == 1 for arms in of_cell.values()):
-            return next(iter(self.cells))
-        return of_cell[_cell(variant)][0]
+        of_cell: dict[tuple[tuple[str, str], ...], str] = {}
+        first = {name: of_cell.setdefault(_cell(name), name) for name in self.cells}
+        return first if len(of_cell) < len(first) else dict.fromkeys(first, next(iter(first), ""))
 
     def ratio(self, variant: str, metric: str) -> float | None:
         """Return (mean of the `first` variant) / (mean of this one), or None where it says nothing."""
-        first, this = self.cells[self.first(variant)].get(metric), self.cells[variant].get(metric)
+        first, this = self.cells[self.first[variant]].get(metric), self.cells[variant].get(metric)
         if first is None or this is None or this.mean == 0 or not math.isfinite(first.mean / this.mean):
             return None
         return first.mean / this.mean
@@ -201,7 +200,7 @@ def _by_metric(comparison: Comparison, title: str) -> Table:
 
 def _ratio(comparison: Comparison, variant: str, name: str) -> str:
     """Return how many times smaller a number is than that of `Comparison.first`; empty for that one."""
-    ratio = None if variant == comparison.first(variant) else comparison.ratio(variant, name)
+    ratio = None if variant == comparison.first[variant] else comparison.ratio(variant, name)
     return "" if ratio is None else f"{short(ratio, 3)}x"
 
 

@@ -67,9 +67,9 @@ def matrix() -> list[RunRecord]:
 def test_in_a_matrix_arms_are_compared_within_their_cell() -> None:
     found = compare(matrix())
     assert found.ratio("sobolev,target=breakout,train=100", "test/a/value") == 2.0
-    assert found.first("sobolev,target=pong,train=20") == "regular,target=pong,train=20"
+    assert found.first["sobolev,target=pong,train=20"] == "regular,target=pong,train=20"
     alone = compare([run for run in matrix() if run.variant.startswith("regular")])
-    assert alone.first("regular,target=breakout,train=100") == "regular,target=pong,train=20"
+    assert alone.first["regular,target=breakout,train=100"] == "regular,target=pong,train=20"
 
 
 def test_a_matrix_that_does_not_fit_is_shown_cell_by_cell() -> None:

@@ -7,7 +7,8 @@ fuse with their neighbours, and torch's Inductor compiles the rest. Nothing is d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ _SAVED_PER_STEP = 2e-4
 _SAVED_PER_NUMBER = 6e-9
 _SHAPES = 24
 """Sets of shapes that are compiled at most, over all stages; what comes later runs eagerly."""
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 _FUSED = (ops.Linear, ops.Elementwise, ops.Flatten, ops.Identity, ops.Scale)
 _aten = torch.ops.aten
 
@@ -63,6 +64,14 @@ def compiler() -> str:
         return str(get_cpp_compiler())
     except Exception:  # whatever is wrong with the compiler, the eager passes remain
         return ""
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Silence the compiler's imports, which warn about torch's own old parts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 class _Kept:
@@ -140,8 +149,7 @@ class Compiler:
             return run_eagerly(name, stage, *(_opened(a) for a in arguments))
         if made is None:
             try:
-                with warnings.catch_warnings():  # the compiler's imports warn about torch's own old parts
-                    warnings.simplefilter("ignore")
+                with without_warnings():
                     made = self._made[key] = _Compiled(stage, arguments, flat)
                 self.stages.append(name)
             except Exception as error:  # compilers fail in many ways, and none of them may stop a run
@@ -225,7 +233,7 @@ class _Compiled:
         for (given, i), reference in zip(self._places, wanted, strict=True):
             if given:
                 continue
-            tolerance = _TOLERANCE.get(reference.dtype, 1e-4)
+            tolerance = TOLERANCE.get(reference.dtype, 1e-4)
             size = reference.double().norm()
             error = (computed[i].double() - reference.double()).norm()
             if not error <= tolerance * size + 1e-12:

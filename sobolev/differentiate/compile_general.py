@@ -8,9 +8,8 @@ compared with the eager way, parameter gradients included, in the first call and
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sobolev.differentiate.autograd import differentiate
-from sobolev.differentiate.compile import Disagreement, compiler
+from sobolev.differentiate.compile import TOLERANCE, Disagreement, compiler, without_warnings
 from sobolev.differentiate.program import HOOKS
 from sobolev.vocabulary import VALUE, Contraction, Jet, Key, Points, Probe
 
@@ -28,7 +27,6 @@ _OPERATIONS = 2000
 """Longer traces (whole Hessians in many dimensions) are not compiled: minutes, and code without end."""
 _SHAPES = 3
 """Sets of shapes that are compiled at most; what comes later runs eagerly."""
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 
 Function = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 """(parameters and buffers by name, inputs by name) -> value ``(B, m)``."""
@@ -87,7 +85,7 @@ class GeneralCompiler:
         if made is None and len(self._made) >= _SHAPES:
             return self._eagerly(points, probe, detached)
         try:
-            with _without_warnings() if made is None else nullcontext():
+            with without_warnings() if made is None else nullcontext():
                 if made is None:
                     made = self._made[key] = _Compiled(self.function, inputs, detached)
                 made.calls += 1
@@ -102,14 +100,6 @@ class GeneralCompiler:
     def _eagerly(self, points: Points, probe: Probe, detached: frozenset[Key]) -> Jet:
         tensors = _tensors(self.module)
         return differentiate(lambda inputs: self.function(tensors, inputs), points, probe, True, detached)
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence the compiler's imports, which warn about torch's own old parts."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 _CHECKED = frozenset(10**i for i in range(12))
@@ -246,7 +236,7 @@ def _compare(jet: Jet, reference: Jet, parameters: Sequence[Tensor]) -> None:
 
 
 def _agree(found: Tensor, expected: Tensor, size: float, what: str) -> None:
-    tolerance = _TOLERANCE.get(expected.dtype, 1e-4)
+    tolerance = TOLERANCE.get(expected.dtype, 1e-4)
     error = float((found.double() - expected.double()).norm())
     if not error <= tolerance * max(size, float(expected.double().norm())) + 1e-12:
         raise Disagreement(f"{what} differ from the eager ones by {error:.1e}")
