@@ -136,13 +136,20 @@ def _read(table: TableFile, columns: Columns) -> Samples:
     numbers, of_row = np.concatenate(parts), np.concatenate(rows)
     d, m = len(columns.inputs), len(columns.outputs)
     usable = np.isfinite(numbers[:, :d]).all(axis=1)
+
+    def place(row: int) -> str:
+        return table.place(row).removeprefix(f"{table.file}").lstrip(", :") or "?"
+
+    incomplete = [place(int(row)) for row in of_row[~usable]]
     numbers, of_row = numbers[usable], of_row[usable]
+    if not len(numbers):
+        raise DataError(f"{table.file}: every row lacks some input ({', '.join(columns.inputs)}); nothing to compare")
     partials = np.full((len(numbers), m, d), np.nan)
     for column, (o, i) in enumerate(columns.partials):
         partials[:, o, i] = numbers[:, d + m + column]
     return Samples(
         numbers[:, :d], numbers[:, d : d + m], partials, columns.inputs, columns.outputs, columns.partials,
-        lambda row: table.place(int(of_row[row])).removeprefix(f"{table.file}").lstrip(", :") or "?",
+        lambda row: place(int(of_row[row])), incomplete,
     )  # fmt: skip
 
 

@@ -261,7 +261,7 @@ def recorded(folder: Path, name: str, samples: int) -> RunRecord:
     (folder / "records").mkdir(parents=True)
     student = target + 0.1 * np.cos(np.arange(samples))
     labels = np.array(["p [bar]"])
-    np.savez(folder / f"records/{name}.npz", labels=labels, target=target[None], student=student[None])
+    np.savez(folder / f"records/{name}.npz", outputs=labels, labels=labels, target=target[None], student=student[None])
     return RunRecord("only", 0, folder, {}, "finished")
 
 

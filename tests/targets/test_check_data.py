@@ -310,6 +310,18 @@ def test_columns_are_shown_in_order_and_what_is_missing_in_one_line(tmp_path: Pa
     assert "note: column 'dv/dc': " in check(str(tmp_path / "data.csv")).output
 
 
+def test_rows_without_an_input_are_counted_and_named(tmp_path: Path) -> None:
+    x, y, g = plant()
+    x[[4, 9, 20, 30], [0, 1, 2, 0]] = np.nan
+    write(tmp_path / "data.csv", x, y, g)
+    done = check(str(tmp_path / "data.csv"))
+    assert done.exit_code == 0 and f"{ROWS - 4} samples" in done.output, done.output
+    assert "note: 4 rows without some input (6, 11, 22, ...): not looked at" in done.output, done.output
+    x[:] = np.nan
+    write(tmp_path / "data.csv", x, y, g)
+    assert "every row lacks some input (a, b, c)" in str(check(str(tmp_path / "data.csv")).exception)
+
+
 def test_roles_by_options_and_json(tmp_path: Path) -> None:
     x, y, g = plant()
     g[:, 0, 0] *= 1000

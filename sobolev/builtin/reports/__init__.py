@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from sobolev.components import Report
 
 
+_OUTPUT = "which output; by default all, up to four, a figure each"
+
+
 def surface(
     *,
     grid: Annotated[int, Field(ge=5, description="points along each axis")] = 61,
@@ -49,7 +52,7 @@ def curves(
 def parity(
     *,
     samples: Annotated[int, Field(ge=1, description="held-out samples that are shown")] = 1000,
-    output: Annotated[int, Field(ge=0, description="which output")] = 0,
+    output: Annotated[int | None, Field(ge=0, description=_OUTPUT)] = None,
     seed: Annotated[int | None, Field(description="which seed is drawn; the first by default")] = None,
 ) -> Report:
     """Student against target at held-out samples, value and each partial.
@@ -64,7 +67,7 @@ def parity(
 def errors(
     *,
     samples: Annotated[int, Field(ge=1, description="held-out samples of every run")] = 2000,
-    output: Annotated[int, Field(ge=0, description="which output")] = 0,
+    output: Annotated[int | None, Field(ge=0, description=_OUTPUT)] = None,
 ) -> Report:
     """Histograms of held-out errors, of the value and of each partial."""
     from sobolev.builtin.reports.errors import Errors
@@ -75,7 +78,7 @@ def errors(
 def profiles(
     *,
     grid: Annotated[int, Field(ge=5, description="points along each line")] = 101,
-    output: Annotated[int, Field(ge=0, description="which output")] = 0,
+    output: Annotated[int | None, Field(ge=0, description=_OUTPUT)] = None,
 ) -> Report:
     """Sensitivity profiles: value and partial along each input, the other inputs held at the middle."""
     from sobolev.builtin.reports.profiles import Profiles

@@ -9,8 +9,8 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.heldout import gather, read
-from sobolev.builtin.reports.style import colours, plain, save
+from sobolev.builtin.reports.heldout import Quantity, gather, read
+from sobolev.builtin.reports.style import colours, file_name, plain, save
 from sobolev.components import Report, RunRecord, Trained
 
 _BINS = (10, 40)  # least and most
@@ -22,7 +22,7 @@ class Errors(Report):
 
     name: ClassVar[str] = "errors"
 
-    def __init__(self, samples: int, output: int) -> None:
+    def __init__(self, samples: int, output: int | None) -> None:
         self.samples = samples
         self.output = output
 
@@ -31,10 +31,14 @@ class Errors(Report):
         return gather(trained, self.samples, self.output)
 
     def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
-        """Draw a panel per quantity."""
+        """Draw a figure per output, in it a panel per quantity."""
         found = read(runs, self.name, None)
-        if not found:
-            return []
+        return [
+            save(self._figure(variants), directory, file_name(self.name, output if len(found) > 1 else ""))
+            for output, variants in found.items()
+        ]
+
+    def _figure(self, found: Mapping[str, list[Quantity]]) -> Figure:
         palette = colours(list(found))
         columns = max(map(len, found.values()))
         figure = Figure(figsize=(0.6 + 3.0 * columns, 3.2), layout="constrained")
@@ -58,4 +62,4 @@ class Errors(Report):
             if i == 0:
                 axes.set_ylabel("share of samples (dotted: median)", fontsize=9)
                 axes.legend(frameon=False, fontsize=8, loc="upper left")
-        return [save(figure, directory, "errors")]
+        return figure

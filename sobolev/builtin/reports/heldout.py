@@ -10,7 +10,13 @@ import numpy as np
 from sobolev.components import RunRecord, Trained
 from sobolev.tables import partial_label
 
-_MOST = 8  # quantities that are shown
+_MOST = 8  # quantities of an output that are shown
+_OUTPUTS = 4  # outputs that are shown where none is named
+
+
+def outputs_of(count: int, chosen: int | None) -> list[int]:
+    """Return which of so many outputs a report shows; none where the chosen one is not there."""
+    return list(range(min(count, _OUTPUTS))) if chosen is None else [chosen][: count > chosen]
 
 
 @dataclass(frozen=True)
@@ -27,8 +33,11 @@ class Quantity:
     student: np.ndarray
 
 
-def gather(trained: Trained, limit: int, output: int) -> Mapping[str, np.ndarray] | None:
-    """Return values and partials of one output at samples of the test split, or of validation, or of training."""
+def gather(trained: Trained, limit: int, output: int | None) -> Mapping[str, np.ndarray] | None:
+    """Return values and partials at samples of the test split, or of validation, or of training.
+
+    Of one output, or, where it is None, of the first few.
+    """
     for split in ("test", "validation", "train"):
         compared = trained.compared(split, limit)
         if compared:
@@ -37,44 +46,62 @@ def gather(trained: Trained, limit: int, output: int) -> Mapping[str, np.ndarray
         return None
     site, (target, student) = next(iter(compared.items()))
     axes = trained.axes.get(site)
-    if output >= target[0].shape[1]:
+    names = list(axes.outputs) if axes else ["f"] if target[0].shape[1] == 1 else numbered("f", target[0].shape[1])
+    columns = []
+    for o in outputs_of(target[0].shape[1], output):
+        mine = [(names[o], names[o], target[0][:, o], student[0][:, o])]
+        for key, derivative in target[1].items():
+            whole = derivative[:, o].reshape(len(derivative), -1)
+            answered = student[1][key][:, o].reshape(whole.shape)
+            by = axes.inputs if axes and len(axes.inputs) == whole.shape[1] else [key]
+            if len(by) != whole.shape[1]:
+                by = numbered(key, whole.shape[1])
+            mine += [(names[o], partial_label(names[o], x), whole[:, i], answered[:, i]) for i, x in enumerate(by)]
+        columns += mine[:_MOST]
+    if not columns:
         return None
-    name = axes.outputs[output] if axes else "f"
-    columns = [(name, target[0][:, output], student[0][:, output])]
-    for key, derivative in target[1].items():
-        whole = derivative[:, output].reshape(len(derivative), -1)
-        mine = student[1][key][:, output].reshape(whole.shape)
-        named = axes.inputs if axes and len(axes.inputs) == whole.shape[1] else [key]
-        if len(named) != whole.shape[1]:
-            named = [f"{key}{i + 1}" for i in range(whole.shape[1])]
-        columns += [(partial_label(name, x), whole[:, i], mine[:, i]) for i, x in enumerate(named)]
-    columns = columns[:_MOST]
+    outputs, labels, expected, found = zip(*columns, strict=True)
     return {
-        "labels": np.array([label for label, _, _ in columns]),
-        "target": np.stack([values for _, values, _ in columns]),
-        "student": np.stack([values for _, _, values in columns]),
+        "outputs": np.array(outputs),
+        "labels": np.array(labels),
+        "target": np.stack(expected),
+        "student": np.stack(found),
         "split": np.array(split),
     }
 
 
-def read(runs: Sequence[RunRecord], name: str, seed: int | None) -> dict[str, list[Quantity]]:
-    """Return the quantities by variant, over all seeds or of one."""
-    found: dict[str, list[list[Quantity]]] = {}
+def numbered(name: str, count: int) -> list[str]:
+    """Return names of axes that have none: ``x1``, ``x2``, ..."""
+    return [f"{name}{i + 1}" for i in range(count)]
+
+
+def read(runs: Sequence[RunRecord], name: str, seed: int | None) -> dict[str, dict[str, list[Quantity]]]:
+    """Return the quantities by output and variant, over all seeds or of one."""
+    found: dict[str, dict[str, list[list[Quantity]]]] = {}
     for run in runs:
         file = run.directory / "records" / f"{name}.npz"
-        if seed in (None, run.seed) and file.is_file():
-            with np.load(file, allow_pickle=False) as stored:
-                rows = zip(stored["labels"], stored["target"], stored["student"], strict=True)
-                found.setdefault(run.variant, []).append([_quantity(str(label), t, s) for label, t, s in rows])
+        if seed not in (None, run.seed) or not file.is_file():
+            continue
+        with np.load(file, allow_pickle=False) as stored:
+            rows = list(zip(*(stored[n] for n in ("outputs", "labels", "target", "student")), strict=True))
+        of_run: dict[str, list[Quantity]] = {}
+        for output, label, target, student in rows:
+            of_run.setdefault(str(output), []).append(_quantity(str(label), target, student))
+        for output, quantities in of_run.items():
+            found.setdefault(output, {}).setdefault(run.variant, []).append(quantities)
     return {
-        variant: [
-            Quantity(
-                parts[0].label, *(np.concatenate([getattr(p, side) for p in parts]) for side in ("target", "student"))
-            )
-            for parts in zip(*seeds, strict=True)
-        ]
-        for variant, seeds in found.items()
+        output: {variant: [_joined(parts) for parts in zip(*seeds, strict=True)] for variant, seeds in of.items()}
+        for output, of in found.items()
     }
+
+
+def _joined(parts: Sequence[Quantity]) -> Quantity:
+    """Return one quantity of several runs."""
+    return Quantity(
+        parts[0].label,
+        np.concatenate([part.target for part in parts]),
+        np.concatenate([part.student for part in parts]),
+    )
 
 
 def _quantity(label: str, target: np.ndarray, student: np.ndarray) -> Quantity:

@@ -11,16 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sobolev.builtin.reports.heldout import Quantity, gather, read
-from sobolev.builtin.reports.style import colours, plain, save
+from sobolev.builtin.reports.style import colours, file_name, plain, save
 from sobolev.components import Report, RunRecord, Trained
 
 
 class Parity(Report):
-    """A row per variant; a column for the value and one for each partial."""
+    """A figure per output; a row per variant; a column for the value and one for each partial."""
 
     name: ClassVar[str] = "parity"
 
-    def __init__(self, samples: int, output: int, seed: int | None) -> None:
+    def __init__(self, samples: int, output: int | None, seed: int | None) -> None:
         self.samples = samples
         self.output = output
         self.seed = seed
@@ -33,8 +33,12 @@ class Parity(Report):
         """Draw one seed of every variant, the first by default."""
         seeds = [run.seed for run in runs]
         found = read(runs, self.name, self.seed if self.seed is not None else min(seeds, default=0))
-        if not found:
-            return []
+        return [
+            save(self._figure(variants), directory, file_name(self.name, output if len(found) > 1 else ""))
+            for output, variants in found.items()
+        ]
+
+    def _figure(self, found: Mapping[str, list[Quantity]]) -> Figure:
         columns = max(map(len, found.values()))
         figure = Figure(figsize=(0.4 + 2.7 * columns, 0.5 + 2.6 * len(found)), layout="constrained")
         panels = figure.subplots(len(found), columns, squeeze=False)
@@ -48,7 +52,7 @@ class Parity(Report):
         for axes, quantity in zip(panels[0], next(q for q in found.values() if len(q) == columns), strict=True):
             axes.set_title(quantity.label, fontsize=10)
         figure.supxlabel("target", fontsize=9)
-        return [save(figure, directory, "parity")]
+        return figure
 
 
 def _draw(axes: Axes, quantity: Quantity, colour: str) -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.style import colours, plain, save
+from sobolev.builtin.reports.heldout import numbered, outputs_of
+from sobolev.builtin.reports.style import colours, file_name, plain, save
 from sobolev.components import Report, RunRecord, Trained
 from sobolev.tables import partial_label
 
@@ -18,11 +19,11 @@ _MOST = 8  # inputs that are shown
 
 
 class Profiles(Report):
-    """A column per input: the value above, its partial by that input below."""
+    """A figure per output; a column per input: the value above, its partial by that input below."""
 
     name: ClassVar[str] = "profiles"
 
-    def __init__(self, grid: int, output: int) -> None:
+    def __init__(self, grid: int, output: int | None) -> None:
         self.grid = grid
         self.output = output
 
@@ -40,26 +41,29 @@ class Profiles(Report):
             for i, line in enumerate(lines):
                 line[:, i] = np.linspace(low[i], high[i], self.grid)
             axes = trained.axes[site]
-            inputs = list(axes.inputs) if axes else [f"{name}{i + 1}" for i in range(len(middle))]
-            output = axes.outputs[self.output] if axes else "f"
+            inputs = list(axes.inputs) if axes else numbered(name, len(middle))
+            names = list(axes.outputs) if axes else ["f"] if where.outputs == 1 else numbered("f", where.outputs)
+            shown = outputs_of(where.outputs, self.output)
+            if not shown:
+                return None
             arrays = {
                 "inputs": np.array(inputs[:_MOST]),
-                "output": np.array(output),
+                "outputs": np.array([names[o] for o in shown]),
                 "x": np.stack([line[:, i] for i, line in enumerate(lines)]),
             }
             for who, ask in (("student", trained.student), ("spread", trained.spread), ("target", trained.target)):
                 found = [] if ask is None else [answer for line in lines if (answer := ask(site, {name: line}))]
                 if not found:
                     continue
-                arrays[f"{who}_value"] = np.stack([value[:, self.output] for value, _ in found])
+                arrays[f"{who}_value"] = np.stack([value[:, shown].T for value, _ in found], axis=1)
                 if all(name in derivatives for _, derivatives in found):
-                    slopes = [derivatives[name][:, self.output, i] for i, (_, derivatives) in enumerate(found)]
-                    arrays[f"{who}_partial"] = np.stack(slopes)
+                    slopes = [derivatives[name][:, shown, i].T for i, (_, derivatives) in enumerate(found)]
+                    arrays[f"{who}_partial"] = np.stack(slopes, axis=1)
             return arrays
         return None
 
     def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
-        """Draw the median over seeds, and the target where it can be asked.
+        """Draw the median over seeds, and the target where it can be asked; a figure per output.
 
         The band reaches from the least to the greatest seed; of an ensemble, each with the spread of its members.
         """
@@ -71,21 +75,27 @@ class Profiles(Report):
                     found.setdefault(run.variant, []).append({name: stored[name] for name in stored.files})
         if not found:
             return []
-        first = next(iter(found.values()))[0]
-        names, output = [str(n) for n in first["inputs"]], str(first["output"])
+        outputs = [str(name) for name in next(iter(found.values()))[0]["outputs"]]
+        return [
+            save(self._figure(found, o, output), directory, file_name(self.name, output if len(outputs) > 1 else ""))
+            for o, output in enumerate(outputs)
+        ]
+
+    def _figure(self, found: Mapping[str, list[dict[str, np.ndarray]]], o: int, output: str) -> Figure:
+        names = [str(name) for name in next(iter(found.values()))[0]["inputs"]]
         palette = colours(list(found))
         figure = Figure(figsize=(0.8 + 2.7 * len(names), 4.8), layout="constrained")
         panels = figure.subplots(2, len(names), squeeze=False, sharex="col")
         for i, name in enumerate(names):
             for axes, what in zip(panels[:, i], ("value", "partial"), strict=True):
-                _lines(axes, found, what, i, palette)
+                _lines(axes, found, what, (o, i), palette)
             panels[0, i].set_title(output if i == 0 else "", fontsize=10, loc="left")
             panels[1, i].set_title(partial_label(output, name), fontsize=10, loc="left")
             panels[1, i].set_xlabel(name, fontsize=9)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
         figure.supxlabel(_caption(found), fontsize=8)
-        return [save(figure, directory, "profiles")]
+        return figure
 
 
 def _caption(found: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
@@ -112,7 +122,11 @@ def _box(trained: Trained, site: str, name: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _lines(
-    axes: Axes, found: Mapping[str, list[dict[str, np.ndarray]]], what: str, i: int, palette: Mapping[str, str]
+    axes: Axes,
+    found: Mapping[str, list[dict[str, np.ndarray]]],
+    what: str,
+    place: tuple[int, int],
+    palette: Mapping[str, str],
 ) -> None:
     plain(axes)
     axes.ticklabel_format(scilimits=(-3, 4))
@@ -120,12 +134,13 @@ def _lines(
     for variant, seeds in found.items():
         if f"student_{what}" not in seeds[0]:
             continue
-        x = seeds[0]["x"][i]
-        values = np.stack([seed[f"student_{what}"][i] for seed in seeds])
-        spread = np.stack([seed.get(f"spread_{what}", np.zeros_like(seed["x"]))[i] for seed in seeds])
+        x = seeds[0]["x"][place[1]]
+        values = np.stack([seed[f"student_{what}"][place] for seed in seeds])
+        spreads = [seed.get(f"spread_{what}") for seed in seeds]
+        spread = np.stack([np.zeros_like(x) if of_seed is None else of_seed[place] for of_seed in spreads])
         low, high = (values - spread).min(axis=0), (values + spread).max(axis=0)
         axes.plot(x, np.median(values, axis=0), color=palette[variant], label=variant, lw=1.5)
         axes.fill_between(x, low, high, color=palette[variant], alpha=0.2, lw=0)
     first = next(iter(found.values()))[0]
     if f"target_{what}" in first:
-        axes.plot(first["x"][i], first[f"target_{what}"][i], color="black", lw=1, ls="--", label="target")
+        axes.plot(first["x"][place[1]], first[f"target_{what}"][place], color="black", lw=1, ls="--", label="target")

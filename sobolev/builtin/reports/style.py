@@ -11,6 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from sobolev.tables import split_unit
+
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
 """Okabe and Ito's palette."""
 
@@ -72,6 +74,11 @@ def log_axis(axes: Axes) -> None:
         axes.yaxis.set_major_locator(LogLocator(base=10, subs=subs))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e+0", "e")))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def file_name(report: str, part: str = "") -> str:
+    """Return the name of a file for a part of a report, such as one output; units are left out."""
+    return "-".join([report, *re.findall(r"[\w.]+", split_unit(part)[0])])
 
 
 def save(figure: Figure, directory: Path, name: str) -> Path:

@@ -50,6 +50,7 @@ class Samples:
         outputs: m names.
         columns: (output, input) as positions -> name of the column of a partial; absent where none is recorded.
         place: number of a sample -> where it stands, for people.
+        incomplete: where rows stand that are not among them, because an input is missing.
     """
 
     x: Array
@@ -59,6 +60,7 @@ class Samples:
     outputs: Sequence[str]
     columns: Mapping[tuple[int, int], str]
     place: Callable[[int], str]
+    incomplete: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Finding:
 
     Attributes:
         kind: ``sign``, ``swapped``, ``factor``, ``scaled-inputs``, ``scaled-values``, ``unrelated``, ``constant``,
-            ``missing``, ``duplicates``; ``undecided`` and ``repeated`` are notes.
+            ``missing``, ``duplicates``; ``undecided``, ``repeated`` and ``incomplete`` are notes.
         column: the column that it is about, or several.
         message: for people.
         note: whether it is no problem.
@@ -119,6 +121,7 @@ class Diagnosis:
 def diagnose(samples: Samples, seed: int = 0) -> Diagnosis:
     """Compare partials with the differences of neighbouring values."""
     found = Diagnosis()
+    _incomplete(samples, found)
     _constants(samples, found)
     pairs = _pairs(samples.x, seed)
     noise = {}
@@ -131,6 +134,18 @@ def diagnose(samples: Samples, seed: int = 0) -> Diagnosis:
 
 
 # -- single columns ----------------------------------------------------------------------------------------------------
+
+
+def _incomplete(samples: Samples, found: Diagnosis) -> None:
+    """Say which rows were not looked at; training refuses them too, until it is told to drop them."""
+    if not samples.incomplete:
+        return
+    count, shown = len(samples.incomplete), ", ".join(samples.incomplete[:3])
+    text = (
+        f"{plural(count, 'row')} without some input ({shown}{', ...' if count > 3 else ''}): not looked at, and "
+        "training refuses such rows unless the recipe's table says 'missing_inputs: drop'"
+    )
+    found.findings.append(Finding("incomplete", ", ".join(samples.inputs), text, note=True))
 
 
 def _constants(samples: Samples, found: Diagnosis) -> None:
