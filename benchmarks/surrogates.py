@@ -13,6 +13,7 @@ of time or memory is recorded as unfinished. All runs on one core; ``--json FILE
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import multiprocessing
@@ -126,6 +127,24 @@ def fit_kriging(data: Arrays, seed: int, **options: Any) -> Fitted:
     return _smt(KRG(print_global=False, seed=seed, **options), data, partials=False)
 
 
+CONFIGURATIONS = 30
+"""Of each peer: as many as `SobolevRegressor` was tried with by hand, on the same development seed."""
+
+
+def _configurations(first: list[dict[str, Any]], fixed: dict[str, Any], **choices: tuple[Any, ...]) -> Any:
+    """Return the first ones, then other combinations of the choices, `CONFIGURATIONS` in all.
+
+    Of every choice the first value is the default, which is not spelled out: no configuration appears twice.
+    """
+    found = list(first)
+    for values in itertools.product(*choices.values()):
+        named = zip(choices, values, strict=True)
+        options = {**fixed, **{name: value for name, value in named if value != choices[name][0]}}
+        if options not in found:
+            found.append(options)
+    return found[:CONFIGURATIONS]
+
+
 METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
     "sobolev": (
         fit_sobolev,
@@ -133,29 +152,56 @@ METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
     ),
     "jenn": (
         fit_jenn,
-        [
-            {},
+        _configurations(
+            [
+                {},
+                {"is_normalize": True},
+                {"is_normalize": True, "max_iter": 5000},
+                {"is_normalize": True, "max_iter": 5000, "hidden": (64, 64), "alpha": 0.01},
+            ],
             {"is_normalize": True},
-            {"is_normalize": True, "max_iter": 5000},
-            {"is_normalize": True, "max_iter": 5000, "hidden": (64, 64), "alpha": 0.01},
-        ],
+            lambd=(0.0, 0.01),
+            max_iter=(1000, 5000),
+            hidden=((12, 12), (32, 32), (64, 64)),
+            alpha=(0.05, 0.01, 0.002),
+        ),
     ),
     "genn": (
         fit_genn,
-        [
+        _configurations(
+            [
+                {},
+                {"lambd": 0.0},
+                {"lambd": 0.0, "num_iterations": 5000},
+                {"lambd": 0.0, "num_iterations": 5000, "hidden_layer_sizes": [64, 64], "alpha": 0.01},
+            ],
             {},
-            {"lambd": 0.0},
-            {"lambd": 0.0, "num_iterations": 5000},
-            {"lambd": 0.0, "num_iterations": 5000, "hidden_layer_sizes": [64, 64], "alpha": 0.01},
-        ],
+            lambd=(0.01, 0.0),
+            num_iterations=(1000, 5000),
+            hidden_layer_sizes=([12, 12], [32, 32], [64, 64]),
+            alpha=(0.05, 0.01, 0.002),
+        ),
     ),
     "gekpls": (
         fit_gekpls,
-        [{}, {"extra_points": 1}, {"extra_points": 2}, {"extra_points": 2, "delta_x": 1e-2}],
+        _configurations(
+            [{}, {"extra_points": 1}, {"extra_points": 2}, {"extra_points": 2, "delta_x": 1e-2}],
+            {},
+            delta_x=(1e-4, 1e-3),
+            poly=("constant", "linear"),  # SMT has no partials of the quadratic one
+            corr=("squar_exp", "abs_exp", "pow_exp"),
+            extra_points=(0, 1, 2),
+        ),
     ),
     "kriging": (
         fit_kriging,
-        [{}, {"poly": "quadratic"}, {"corr": "matern52"}, {"corr": "abs_exp"}],
+        _configurations(
+            [{}, {"poly": "linear"}, {"corr": "matern52"}, {"corr": "abs_exp"}],
+            {},
+            nugget=(2.220446049250313e-14, 1e-10, 1e-6),
+            poly=("constant", "linear"),
+            corr=("squar_exp", "matern52", "matern32", "abs_exp", "pow_exp"),
+        ),
     ),
 }
 

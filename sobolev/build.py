@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from sobolev.distributed import World
 from sobolev.errors import ComponentError
 from sobolev.heads import Head
 from sobolev.noise import Noise, stream
+from sobolev.recipe.model import Train
 from sobolev.recipe.plan import RunPlan
 from sobolev.registry import Registry, did_you_mean
 from sobolev.statistics import measure_statistics, neutral
@@ -250,19 +253,37 @@ def build(
             module[name] = family.build(site)
     module.to(device=world.device, dtype=context.dtype)
     world.broadcast(module)
-    steps = sum(phase.steps for phase in recipe.train.phases) or recipe.train.steps
     policy = Policy(
-        steps=steps,
+        steps=_evaluations(recipe.train, registry),
         compile="never" if smoke else recipe.train.compile,
         memory=estimator.memory,
         precision="autocast" if recipe.precision == "bfloat16-derivatives" else "float32",
         autocast=None if recipe.precision == "full" else torch.bfloat16,
     )
     began = engines or {}
+    # Students of equal sites are built alike: what is compiled for one of them serves all.
+    shapes = Counter(_shape(site) for site in sites.values())
     experiment.measurers = {
-        name: Measurer(module[name], objective.head, site, policy, began.get(name)) for name, site in sites.items()
+        name: Measurer(
+            module[name],
+            objective.head,
+            site,
+            replace(policy, steps=policy.steps * shapes[_shape(site)]),
+            began.get(name),
+        )
+        for name, site in sites.items()
     }
     return experiment
+
+
+def _shape(site: Site) -> tuple[Any, ...]:
+    return tuple(site.inputs.items()), site.outputs
+
+
+def _evaluations(train: Train, registry: Registry) -> int:
+    """Return how often a run asks for its loss at most; optimizers that ask several times a step name ``max_iter``."""
+    phases = [(phase.steps, registry.options("optimizer", phase.optimizer)) for phase in train.in_phases()]
+    return sum(steps * getattr(options, "max_iter", 1) for steps, options in phases)
 
 
 def _check_head(head: Head, target: Target, name: str) -> None:

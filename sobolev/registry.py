@@ -262,12 +262,15 @@ class Registry:
                     problems += found
         return checked, problems
 
+    def options(self, kind: str, spec: Mapping[str, Any]) -> BaseModel:
+        """Return the options of a checked specification, defaults filled in."""
+        return self.get(kind, spec["use"]).options(**{key: value for key, value in spec.items() if key != "use"})
+
     def build(self, kind: str, spec: Mapping[str, Any] | str) -> Any:
         """Make a component from a checked specification."""
         spec = {"use": spec} if isinstance(spec, str) else spec
         entry = self.get(kind, spec["use"])
-        options = {key: value for key, value in spec.items() if key != "use"}
-        validated = entry.options(**options)
+        validated = self.options(kind, spec)
         arguments = {name: getattr(validated, name) for name in entry.options.model_fields}
         for option, inner in entry.nested.items():
             value = arguments[option]

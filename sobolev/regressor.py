@@ -246,7 +246,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 "batch_size": self.batch_size,
                 "phases": phases,
                 "preflight": False,
-                "compile": "never",
+                "compile": "auto",
                 "log_every": 10**9,
             },
             "dtype": self.dtype,

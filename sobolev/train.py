@@ -96,10 +96,8 @@ class Trainer:
         self.stop = stop
         self.parameters = experiment.trainable
         self.members = members(experiment)
-        self.phases = self.recipe.phases or [
-            Phase(steps=max(1, self.recipe.steps), optimizer=self.recipe.optimizer, schedule=self.recipe.schedule)
-        ]
-        self.steps = sum(phase.steps for phase in self.phases) if self.recipe.steps or self.recipe.phases else 0
+        self.phases = self.recipe.in_phases()
+        self.steps = sum(phase.steps for phase in self.phases)
         self.log_every = self.recipe.log_every or max(1, self.steps // 200)
         self.best = _Best()
         self.best_student: dict[str, Tensor] = {}

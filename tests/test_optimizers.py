@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from families import HOST
+from students_support import ArrayTarget, experiment, samples
 
 from sobolev.builtin.optimizers import OPTIMIZERS, SCHEDULES
+from sobolev.builtin.targets.ensemble import ensemble_of
 
 GIVEN: dict[str, tuple[type, dict[str, Any]]] = {
     "adam": (torch.optim.Adam, {"lr": 0.1, "betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.2, "fused": False}),
@@ -68,3 +70,16 @@ def test_warm_up_begins_low_and_a_final_rate_is_kept() -> None:
     assert all(a > b for a, b in itertools.pairwise(rates[3:])) and optimizer.param_groups[0]["lr"] == pytest.approx(
         0.1
     )
+
+
+def test_what_compiling_may_save_counts_line_searches_and_students_built_alike() -> None:
+    phases = [
+        {"steps": 7, "optimizer": {"use": "adam"}},
+        {"steps": 3, "optimizer": {"use": "lbfgs", "max_iter": 10}},
+    ]
+    members = experiment(ensemble_of(ArrayTarget(samples()), 4), train={"phases": phases})
+    assert {measurer.policy.steps for measurer in members.measurers.values()} == {(7 + 3 * 10) * 4}
+    plain = experiment(ArrayTarget(samples()), train={"steps": 5, "optimizer": {"use": "lbfgs"}})
+    assert [measurer.policy.steps for measurer in plain.measurers.values()] == [5 * 20]
+    none = experiment(ArrayTarget(samples()), train={"steps": 0})
+    assert [measurer.policy.steps for measurer in none.measurers.values()] == [0]

@@ -40,7 +40,7 @@ def reason_against(program: Program, numbers: int, rows: int, steps: int, device
         program: the network.
         numbers: values per sample over all its layers.
         rows: batch size.
-        steps: of the run.
+        steps: of the run, see `Policy`.
         device: where it runs.
     """
     if device.type != "cpu":

@@ -38,7 +38,8 @@ class Policy:
     """What the choice of an engine may depend on; never on timing.
 
     Attributes:
-        steps: how many steps the run takes; compiling pays only over many.
+        steps: how many steps the run takes, line searches included, summed over the students that are built alike;
+            compiling pays only over many.
         compile: ``auto`` or ``never``; smoke runs never compile.
         memory: bound in bytes for the derivatives of one measurement, or None.
         precision: ``float32``: a measurement with derivatives leaves autocast; ``autocast``: it stays.

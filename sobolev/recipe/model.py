@@ -71,6 +71,11 @@ class Train(_Strict):
     on_nonfinite: Literal["raise", "skip"] = Field("raise", description="what to do when the loss is NaN or infinite")
     preflight: bool = Field(True, description="check the parameter gradient against finite differences before step 1")
 
+    def in_phases(self) -> list[Phase]:
+        """Return the phases, or the whole training as one; empty where there are no steps."""
+        whole = [Phase(steps=self.steps, optimizer=self.optimizer, schedule=self.schedule)] if self.steps else []
+        return self.phases or whole
+
 
 class Evaluate(_Strict):
     """Held-out measurement: value error and derivative error, whatever was trained."""
