@@ -69,7 +69,9 @@ def load_plans(file: File, registry: Registry, overrides: Sequence[str] = (), sm
     problems: Problems = {}
     if smoke:
         for dotted, value in _mapping(document, "smoke", problems).items():
-            _set(document, dotted, value, document.mark(("smoke", dotted)), problems)
+            mark = document.mark(("smoke", dotted))
+            if mark.file == document.top.file or _is_option(document, dotted, registry):
+                _set(document, dotted, value, mark, problems)
         if isinstance(document.data.get("name"), str):
             document.data["name"] += ".smoke"
     for text in overrides:
@@ -87,6 +89,19 @@ def load_plans(file: File, registry: Registry, overrides: Sequence[str] = (), sm
         texts = sorted(problems, key=lambda text: problems[text].order)
         raise RecipeError("\n".join(texts) + (f"\n{len(texts)} problems" if len(texts) > 1 else ""))
     return plans
+
+
+def _is_option(document: Document, dotted: str, registry: Registry) -> bool:
+    """Whether what a parent's ``smoke`` changes is there in the component that the child may have put in its place."""
+    kind, *path = dotted.split(".")
+    known = registry.entries.get(kind, {}) if kind in _COMPONENTS else {}
+    spec = normalize(document.data.get(kind))
+    while path and isinstance(spec, Mapping) and spec.get("use") in known:
+        option, *path = path
+        if option not in ("use", *registry.get(kind, spec["use"]).options.model_fields):
+            return False
+        spec = normalize(spec.get(option))
+    return True
 
 
 def _vary(run: Document, dotted: str, value: Any, mark: Mark, problems: Problems) -> None:

@@ -258,6 +258,20 @@ def test_options_of_another_component_inside_a_component_do_not_carry_over(tmp_p
     assert forgotten.recipe.target["of"]["test"] == 8
 
 
+def test_what_smoke_changes_in_a_component_that_the_child_replaces_is_left_out(tmp_path: Path) -> None:
+    smoke = "smoke: {target.test: 3, target.dimension: 3, target.no: 1, train.steps: 2}\n"
+    (tmp_path / "parent.yaml").write_text(BASE + smoke)
+    (plan,) = plans(tmp_path, "extends: parent.yaml\nname: child\ntarget: booth\n", smoke=True)
+    assert (plan.recipe.target["test"], plan.recipe.train.steps) == (3, 2)
+    finite = "extends: parent.yaml\nname: child\ntarget: {use: finite-set, points: 9}\n"
+    (plan,) = plans(tmp_path, finite, smoke=True)
+    assert (plan.recipe.target["dimension"], plan.recipe.target["test"], plan.recipe.train.steps) == (3, 3, 2)
+    (found,) = problems(tmp_path, finite + "smoke: {target.no: 1}\n", smoke=True)
+    assert "unknown key 'no'" in found
+    (found,) = problems(tmp_path, BASE + smoke, smoke=True)  # in the recipe itself all of it counts
+    assert "unknown key 'no'" in found
+
+
 def test_a_problem_of_the_parent_is_shown_in_the_parent(tmp_path: Path) -> None:
     (tmp_path / "parent.yaml").write_text(BASE + "train: {stpes: 5}\n")
     (only,) = problems(tmp_path, "extends: parent.yaml\nname: child\n")
