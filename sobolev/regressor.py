@@ -37,9 +37,14 @@ except ImportError as error:
 
 
 Regime = Literal["exact", "trend"]
+_Way = tuple[Regime, str]  # regime and activation
+
+SMOOTH, ROUGH = "silu", "tanh"
+"""What is tried where no activation is named."""
 
 MANY_INPUTS = 5
-"""Up to as many inputs two layers are used, beyond one wide layer, which needs more polishing."""
+"""Up to as many inputs two layers are used, beyond one wide layer, which needs more polishing and `SMOOTH` alone:
+samples that resolve waves in many directions are never there."""
 
 TREND_STEPS = 200
 
@@ -52,13 +57,15 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     mean square (Huber loss), lest a few samples beside a kink or a pole decide everything.
 
     Whether the samples resolve the function is for them to say: where its partials change faster than from one sample
-    to the next, a network that meets them all is far off between. With ``regime="auto"`` a third is held out (each
-    third in turn, up to 100 samples), one network is trained either way, and whatever predicts values and partials of
-    the third better, by the mean log error, is trained on everything.
+    to the next, a network that meets them all is far off between. And how rough it is: waves and kinks are met better
+    by ``tanh``, what is smooth by ``silu``. With ``regime="auto"`` some samples are held out (each third in turn, up
+    to 100 of them; 33 or a tenth of more), one network is trained in every way, and whatever predicts values and
+    partials of those held out best, by the mean log error, is trained on everything.
 
     Args:
         hidden: units of each hidden layer, or None for (64, 64), and (128,) where X has more than five columns.
-        activation: a smooth one (``silu``, ``tanh``, ``softplus``, ``gelu``) for smooth partials.
+        activation: a smooth one (``silu``, ``tanh``, ``softplus``, ``gelu``) for smooth partials; or None for
+            ``silu`` or, where X has up to five columns and held-out samples say so, ``tanh``.
         members: networks, which differ by their first weights; predictions are their mean.
         regime: ``exact`` trains on values and partials to the end; ``trend`` on values alone by 200 steps of Adam, for
             a function that is not resolved; ``auto`` takes the better one on held-out samples, and ends polishing
@@ -80,16 +87,17 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         student_: the networks, a ``ModuleDict``.
         history_: the final numbers of the training.
         regime_: ``exact`` or ``trend``.
+        activation_: of the networks.
         steps_: steps that were trained; one of L-BFGS has up to 20 iterations.
-        scores_: mean log squared error on held-out samples by regime, in standardised units; empty where nothing was
-            chosen.
+        scores_: mean log squared error on held-out samples by regime and activation, in standardised units; empty
+            where nothing was chosen.
         n_features_in_, n_outputs_: d and m.
     """
 
     def __init__(
         self,
         hidden: Sequence[int] | None = None,
-        activation: str = "silu",
+        activation: str | None = None,
         members: int = 3,
         regime: Literal["auto", "exact", "trend"] = "auto",
         derivative_weight: float = 1.0,
@@ -149,8 +157,9 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         samples = Samples(_tensor(X), _tensor(y), _tensor(partials), _tensor(weight))
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
-        self.regime_, self.steps_, self.scores_ = self._chosen(samples, random, seed)
-        recipe = self._recipe(samples, self.regime_, self.steps_)
+        way, self.steps_, self.scores_ = self._chosen(samples, random, seed)
+        self.regime_, self.activation_ = way
+        recipe = self._recipe(samples, way, self.steps_)
         experiment, summary = _trained(recipe, self._target(samples, random), seed)
         self.n_outputs_ = y.shape[1]
         self.student_ = experiment.module
@@ -160,29 +169,34 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def _chosen(
         self, samples: Samples, random: np.random.RandomState, seed: int
-    ) -> tuple[Regime, int | None, dict[str, float]]:
-        """Return the regime, after how many steps it ends (None: all), and the scores."""
+    ) -> tuple[_Way, int | None, dict[str, float]]:
+        """Return regime and activation, after how many steps training ends (None: all), and the scores."""
         if self.regime not in ("auto", "exact", "trend"):
             raise ValueError(f"regime={self.regime!r}: expected 'auto', 'exact' or 'trend'")
+        activation = SMOOTH if self.activation is None else self.activation
         if self.regime != "auto":
-            return self.regime, None, {}
+            return (self.regime, activation), None, {}
         order = torch.from_numpy(random.permutation(len(samples.x)))
         if samples.weight is not None:
             order = order[samples.weight[order] > 0]
         if self.validation_fraction is not None or len(order) < LEAST:
-            return "exact", None, {}
+            return ("exact", activation), None, {}
 
-        def candidate(regime: Regime) -> Candidate:
-            recipe = self._recipe(samples, regime)
+        def candidate(way: _Way) -> Candidate:
+            recipe = self._recipe(samples, way)
             last = sum(phase.steps for phase in recipe.train.phases)
-            first = min(self.adam_steps, last) if regime == "exact" else last
-            recipe.evaluate.every = 5 if regime == "exact" else max(1, last)
+            exact = way[0] == "exact"
+            first = min(self.adam_steps, last) if exact else last
+            recipe.evaluate.every = 5 if exact else max(1, last)
             recipe.evaluate.splits = ["validation"]
             return Candidate(partial(_followed, recipe, seed), first)
 
-        regimes: tuple[Regime, ...] = ("exact", "trend")
-        name, steps, scores = best(samples, {regime: candidate(regime) for regime in regimes}, order)
-        return ("exact" if name == "exact" else "trend"), steps, scores
+        ways: list[_Way] = [("exact", activation), ("trend", activation)]
+        if self.activation is None and samples.x.shape[1] <= MANY_INPUTS:
+            ways.insert(1, ("exact", ROUGH))
+        named = {f"{regime}, {function}": (regime, function) for regime, function in ways}
+        name, steps, scores = best(samples, {name: candidate(way) for name, way in named.items()}, order)
+        return named[name], steps, scores
 
     def _target(self, samples: Samples, random: np.random.RandomState) -> Target:
         train, held = samples, None
@@ -220,7 +234,8 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             phases.append({"steps": polishing, "optimizer": lbfgs, "batch_size": "all"})
         return phases
 
-    def _recipe(self, samples: Samples, regime: Regime = "exact", steps: int | None = None) -> Recipe:
+    def _recipe(self, samples: Samples, way: _Way, steps: int | None = None) -> Recipe:
+        regime, activation = way
         inputs = samples.x.shape[1]
         hidden = self.hidden
         if hidden is None:
@@ -233,7 +248,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             "student": {
                 "use": "mlp",
                 "hidden": [int(width) for width in hidden],
-                "activation": self.activation,
+                "activation": activation,
                 "scale": "standard",
             },
             "objective": {

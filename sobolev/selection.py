@@ -21,6 +21,10 @@ FOLDS = 3
 FEW = 100
 """Samples up to which every fold is held out once; of more, one fold says enough."""
 
+MANY = 330
+"""Samples from which a tenth is held out, and not a fold of few: what is trained on should be nearly all there is, as
+whether it resolves a function can hang on a few samples more."""
+
 TIE = 0.2
 """Scores as close as this are one and the same: errors 10 % apart. The longer training is taken."""
 
@@ -70,10 +74,14 @@ def best(samples: Samples, candidates: Mapping[str, Candidate], order: Tensor) -
 
 
 def folds(samples: Samples, order: Tensor) -> Iterator[tuple[Samples, Samples]]:
-    """Yield what is trained on and what is held out: every third in turn, or the first third alone of many samples."""
+    """Yield what is trained on and what is held out.
+
+    Every third in turn; of more than `FEW` samples, 33 or, of more than `MANY`, a tenth.
+    """
     n = len(order)
+    apart = FOLDS if n <= FEW else min(10, n // (FEW // FOLDS))
     for fold in range(FOLDS if n <= FEW else 1):
-        held = torch.arange(n) % FOLDS == fold
+        held = torch.arange(n) % apart == fold
         yield samples.take(order[~held]), samples.take(order[held])
 
 

@@ -127,8 +127,9 @@ def of_function(name: str, rows: int, seed: int = 0) -> tuple[np.ndarray, np.nda
 def test_samples_say_whether_they_resolve_the_function() -> None:
     options: dict[str, Any] = {"members": 1, "adam_steps": 200, "polish_iterations": 60, "random_state": 0}
     smooth = SobolevRegressor(**options).fit(*of_function("booth", 20))
-    assert smooth.regime_ == "exact"
-    assert smooth.scores_["exact"] < smooth.scores_["trend"] - 1
+    assert (smooth.regime_, smooth.activation_) == ("exact", "silu")
+    assert smooth.scores_["exact, silu"] < smooth.scores_["trend, silu"] - 1
+    assert smooth.scores_["exact, silu"] < smooth.scores_["exact, tanh"]
     # 64 waves of Ackley's function: what 20 points can tell is the hill beneath.
     rough = SobolevRegressor(**options).fit(*of_function("ackley", 20))
     assert rough.regime_ == "trend"
@@ -141,6 +142,21 @@ def test_samples_say_whether_they_resolve_the_function() -> None:
     assert errors["trend"] < 0.5 * np.std(y)
     assert errors["trend"] < errors["exact"]
     assert np.std(rough.predict(x) - y) == errors["trend"]
+
+
+def test_samples_say_how_rough_the_function_is() -> None:
+    x = np.random.default_rng(0).uniform(-4, 4, (120, 2))
+    y, dydx = np.sin(3 * x[:, 0]), np.stack([3 * np.cos(3 * x[:, 0]), 0 * x[:, 0]], axis=1)
+    options: dict[str, Any] = {"members": 1, "hidden": (24, 24), "polish_iterations": 100, "random_state": 0}
+    waves = SobolevRegressor(**options).fit(x, y, dydx)
+    assert (waves.regime_, waves.activation_) == ("exact", "tanh")
+    assert set(waves.scores_) == {"exact, silu", "exact, tanh", "trend, silu"}
+    named = SobolevRegressor(**options, activation="silu").fit(x, y, dydx)
+    assert named.activation_ == "silu"
+    assert named.scores_ == {key: waves.scores_[key] for key in ("exact, silu", "trend, silu")}
+    many = np.random.default_rng(0).random((12, 6))
+    short = {**options, "adam_steps": 5, "polish_iterations": 20}
+    assert set(SobolevRegressor(**short).fit(many, many[:, 0]).scores_) == {"exact, silu", "trend, silu"}
 
 
 def test_in_a_pipeline_with_partials() -> None:
@@ -188,7 +204,7 @@ def test_the_default_recipe_is_the_default_regressor() -> None:
     file = Path(__file__).parents[1] / "recipes" / "surrogates" / "default.yaml"
     (plan,) = load_plans(file, default_host().registry)
     default = SobolevRegressor()
-    ours = default._recipe(Samples(torch.zeros(1, 2), torch.zeros(1, 1), torch.zeros(1, 1, 2)))
+    ours = default._recipe(Samples(torch.zeros(1, 2), torch.zeros(1, 1), torch.zeros(1, 1, 2)), ("exact", "silu"))
     for part in ("student", "objective", "dtype"):
         given, filled = getattr(ours, part), getattr(plan.recipe, part)
         if part == "objective":  # a checked recipe has every default filled in
