@@ -67,28 +67,29 @@ class Profiles(Report):
 
         The band reaches from the least to the greatest seed; of an ensemble, each with the spread of its members.
         """
-        found: dict[str, list[dict[str, np.ndarray]]] = {}
+        found: dict[str, dict[str, list[dict[str, np.ndarray]]]] = {}
         for run in runs:
             file = run.directory / "records" / f"{self.name}.npz"
-            if file.is_file():
-                with np.load(file, allow_pickle=False) as stored:
-                    found.setdefault(run.variant, []).append({name: stored[name] for name in stored.files})
-        if not found:
-            return []
-        outputs = [str(name) for name in next(iter(found.values()))[0]["outputs"]]
+            if not file.is_file():
+                continue
+            with np.load(file, allow_pickle=False) as stored:
+                whole = {name: stored[name] for name in stored.files}
+            for o, output in enumerate(whole.pop("outputs")):
+                record = {name: array if name in ("inputs", "x") else array[o] for name, array in whole.items()}
+                found.setdefault(str(output), {}).setdefault(run.variant, []).append(record)
         return [
-            save(self._figure(found, o, output), directory, file_name(self.name, output if len(outputs) > 1 else ""))
-            for o, output in enumerate(outputs)
+            save(self._figure(variants, output), directory, file_name(self.name, output if len(found) > 1 else ""))
+            for output, variants in found.items()
         ]
 
-    def _figure(self, found: Mapping[str, list[dict[str, np.ndarray]]], o: int, output: str) -> Figure:
+    def _figure(self, found: Mapping[str, list[dict[str, np.ndarray]]], output: str) -> Figure:
         names = [str(name) for name in next(iter(found.values()))[0]["inputs"]]
         palette = colours(list(found))
         figure = Figure(figsize=(0.8 + 2.7 * len(names), 4.8), layout="constrained")
         panels = figure.subplots(2, len(names), squeeze=False, sharex="col")
         for i, name in enumerate(names):
             for axes, what in zip(panels[:, i], ("value", "partial"), strict=True):
-                _lines(axes, found, what, (o, i), palette)
+                _lines(axes, found, what, i, palette)
             panels[0, i].set_title(output if i == 0 else "", fontsize=10, loc="left")
             panels[1, i].set_title(partial_label(output, name), fontsize=10, loc="left")
             panels[1, i].set_xlabel(name, fontsize=9)
@@ -122,11 +123,7 @@ def _box(trained: Trained, site: str, name: str) -> tuple[np.ndarray, np.ndarray
 
 
 def _lines(
-    axes: Axes,
-    found: Mapping[str, list[dict[str, np.ndarray]]],
-    what: str,
-    place: tuple[int, int],
-    palette: Mapping[str, str],
+    axes: Axes, found: Mapping[str, list[dict[str, np.ndarray]]], what: str, i: int, palette: Mapping[str, str]
 ) -> None:
     plain(axes)
     axes.ticklabel_format(scilimits=(-3, 4))
@@ -134,13 +131,12 @@ def _lines(
     for variant, seeds in found.items():
         if f"student_{what}" not in seeds[0]:
             continue
-        x = seeds[0]["x"][place[1]]
-        values = np.stack([seed[f"student_{what}"][place] for seed in seeds])
-        spreads = [seed.get(f"spread_{what}") for seed in seeds]
-        spread = np.stack([np.zeros_like(x) if of_seed is None else of_seed[place] for of_seed in spreads])
+        x = seeds[0]["x"][i]
+        values = np.stack([seed[f"student_{what}"][i] for seed in seeds])
+        spread = np.stack([seed.get(f"spread_{what}", np.zeros_like(seed["x"]))[i] for seed in seeds])
         low, high = (values - spread).min(axis=0), (values + spread).max(axis=0)
         axes.plot(x, np.median(values, axis=0), color=palette[variant], label=variant, lw=1.5)
         axes.fill_between(x, low, high, color=palette[variant], alpha=0.2, lw=0)
     first = next(iter(found.values()))[0]
     if f"target_{what}" in first:
-        axes.plot(first["x"][place[1]], first[f"target_{what}"][place], color="black", lw=1, ls="--", label="target")
+        axes.plot(first["x"][i], first[f"target_{what}"][i], color="black", lw=1, ls="--", label="target")
