@@ -333,6 +333,24 @@ def test_a_table_beyond_its_memory_is_mapped_and_equal(
         assert not torch.equal(everything(changed)[1].value, everything(inside)[1].value)
 
 
+def test_columns_that_play_other_parts_are_not_taken_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = numbers(300)
+    array[5, 2] = array[9, 6] = np.nan  # missing as a value, needed as an input or as a weight
+    file = write(tmp_path, "csv", array)
+    monkeypatch.setattr("sobolev.builtin.targets.table.target.open_store", _bounded(stores.open_store))
+    made = target(tmp_path, file, inputs=["t", "x"], values=["u", "v", "dv/dt"], partials=None)
+    assert type(made.store).__name__ == "_Mapped" and made.size("train") == 300
+    others: list[tuple[int, dict[str, Any]]] = [
+        (7, {"inputs": ["t", "x", "u"], "values": ["v", "dv/dt"]}),
+        (11, {"inputs": ["t", "x"], "values": ["u", "v"], "weights": {"samples": "dv/dt"}}),
+    ]
+    for line, roles in others:
+        says(tmp_path, "data.csv", f"data.csv:{line}: an input or the sample's weight", **roles, partials=None)
+        assert target(tmp_path, file, **roles, partials=None, missing_inputs="drop").size("train") == 299
+
+
 def _bounded(real: Any) -> Any:
     return lambda table, columns, dtype, memory, cache, faults: real(table, columns, dtype, 1000, cache, faults)
 

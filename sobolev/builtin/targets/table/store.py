@@ -28,7 +28,7 @@ from sobolev.builtin.targets.table.files import Chunk, Faults, TableFile
 from sobolev.errors import DataError
 
 _SOME_PARTIALS = "; partials: {output: {input: column}} names those that are there"
-_FORMAT = "1"  # of the cache; change it when its files change
+_FORMAT = "2"  # of the cache; change it when its files change
 _RESIDENT = 2  # times the memory that rows may take is what may stay mapped; giving pages back costs time
 _PAGES = 64 * 1024  # bytes that the kernel maps around a page that is touched
 
@@ -143,7 +143,9 @@ def _open(folder: Path, columns: Columns, kind: np.dtype[Any], memory: int, dige
 def _digest(table: TableFile, columns: Columns, kind: np.dtype[Any]) -> str:
     with table.file.open("rb") as stream:
         content = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16))
-    what = json.dumps([_FORMAT, columns.numbers, columns.label, kind.name, table.file.suffix.lower()])
+    # The summary hangs on the parts that columns play, which their order alone does not tell.
+    parts = [len(columns.inputs), len(columns.outputs), len(columns.partials), columns.weight is not None]
+    what = json.dumps([_FORMAT, columns.numbers, parts, columns.label, kind.name, table.file.suffix.lower()])
     content.update(what.encode())
     return content.hexdigest()
 
