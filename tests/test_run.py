@@ -279,7 +279,7 @@ def test_predict_writes_values_and_partials(sobolev: Call, finished: Path, tmp_p
     [
         ("x,z\n1,2\n", "there is no column 'y'"),
         ("x,y\n1,2\n1,two\n", "data.csv:3: column 'y': 'two' is no number"),
-        ("x,y\n1\n", "data.csv:2: column 'y'"),
+        ("x,y\n1\n", "data.csv:2: 1 cell, 2 columns in the header"),
         ("", "there is no column 'x'"),
     ],
 )

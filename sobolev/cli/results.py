@@ -56,6 +56,7 @@ def compare(runs: tuple[Path, ...], metrics: tuple[str, ...], as_json: bool, tra
 def predict(run: Path, data: Path, output: Path | None, site: str | None) -> None:
     """Values and partials of the student of RUN for the inputs in DATA, a CSV file with one column per input.
 
+    Columns of DATA are found by their names; their units, where they say some, must be those of the training data.
     An ensemble gives the mean over its members, and their standard deviation as the spread.
     """
     import csv
@@ -64,7 +65,7 @@ def predict(run: Path, data: Path, output: Path | None, site: str | None) -> Non
     import torch
 
     from sobolev.loading import load
-    from sobolev.tables import partial_label, read_numbers
+    from sobolev.tables import partial_label, read_numbers, to_text
 
     if output is not None and output.suffix.lower() in _OTHER_TABLES:
         raise click.UsageError(f"--output {output}: predictions are written as CSV; name the file .csv")
@@ -82,18 +83,21 @@ def predict(run: Path, data: Path, output: Path | None, site: str | None) -> Non
     jet, spread = student(inputs, asked), student.spread(inputs, asked)
     outputs = list(axes.outputs) if axes else [f"value{i}" for i in range(jet.value.shape[1])]
     head = [column for group in columns.values() for column in group] + outputs
-    parts = [numbers, jet.value.double()]
+    parts = [numbers, jet.value]
     for (name,), derivative in jet.derivatives.items():
-        parts.append(derivative.double().flatten(1))
+        parts.append(derivative.flatten(1))
         head += [partial_label(o, c) for o in outputs for c in columns[name]]
     if spread is not None:
-        parts.append(spread.value.double())
+        parts.append(spread.value)
         head += [f"spread {o}" for o in outputs]
-    table = torch.cat(parts, dim=1).tolist()
     stream = output.open("w", newline="") if output else sys.stdout
     writer = csv.writer(stream)
     writer.writerow(head)
-    writer.writerows([f"{number:.9g}" for number in row] for row in table)
+    for of_row in zip(*(part.tolist() for part in parts), strict=True):
+        cells: list[str] = []
+        for part, row in zip(parts, of_row, strict=True):  # digits that give the numbers back
+            cells += map(to_text, row) if part.dtype == torch.float64 else (f"{number:.9g}" for number in row)
+        writer.writerow(cells)
     if output:
         stream.close()
         click.echo(f"{len(rows)} rows written to {output}")

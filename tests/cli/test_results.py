@@ -15,7 +15,7 @@ from sobolev import load
 from sobolev.cli import cli
 from sobolev.cli.display import RichDisplay
 from sobolev.errors import ComponentError, DataError, RecipeError
-from sobolev.tables import read_numbers
+from sobolev.tables import read_numbers, split_unit
 
 RECIPE = """\
 name: small
@@ -107,6 +107,65 @@ def test_an_empty_cell_is_called_empty(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("a,b\n1,2\n3,\n")
     with pytest.raises(DataError, match=r"t.csv:3: column 'b': the cell is empty; every row needs a number"):
         read_numbers(tmp_path / "t.csv", ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a,b\n0,5,0,1\n", r":2: 4 cells, 2 columns in the header; decimal commas\? write points, or separate"),
+        ("a,b\n1,2\n3\n", r":3: 1 cell, 2 columns in the header$"),
+        ("a;b\n1,5;2\n", r":2: column 'a': '1,5' is no number \(a decimal comma\? write a point\)"),
+        ("a;b\n1;2\n-,5E-3;2\n", r":3: column 'a': '-,5E-3' is no number \(a decimal comma"),
+        ("a,b\n1_000,2\n", r":2: column 'a': '1_000' is no number$"),
+        ("a,b\n1,nan\n", r":2: column 'b': 'nan' is no finite number; every row needs one"),
+        ("a,b\n1,2\n-inf,2\n", r":3: column 'a': '-inf' is no finite number"),
+        ("a,b,a\n1,2,3\n", "several columns are called 'a'"),
+        ("a [m],b,a [mm]\n1,2,3\n", "several columns are called 'a'"),
+        ("# of today\na,b\n1,2\n", "the first line is the comment '# of today'; it must name the columns"),
+        ('a,b\n\n"1\n",2\n\n3,two\n', ":6: column 'b': 'two' is no number"),
+    ],
+)
+def test_inputs_that_are_not_what_they_seem_are_refused(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(DataError, match=rf"t\.csv.*{told}"):
+        read_numbers(tmp_path / "t.csv", ["a", "b"])
+
+
+def test_columns_that_are_not_asked_for_may_be_anything(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("c,a,c\nx,1,\n\n,2,inf\n\n")
+    assert read_numbers(tmp_path / "t.csv", ["a"]) == [[1.0], [2.0]]
+
+
+def test_inputs_in_another_unit_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a [mm],b\n1,2\n")
+    with pytest.raises(DataError, match=r"column 'a \[mm\]': the unit must be \[m\]"):
+        read_numbers(tmp_path / "t.csv", ["a [m]"])
+    assert read_numbers(tmp_path / "t.csv", ["a", "b [s]"]) == [[1.0, 2.0]]
+
+
+def test_a_place_in_an_array_is_no_unit(tmp_path: Path) -> None:
+    assert split_unit("x[0]") == ("x[0]", "") and split_unit("x[0,1] [m]") == ("x[0,1]", "m")
+    assert split_unit("x[m]") == ("x", "m") and split_unit("x [1]") == ("x", "1")
+    (tmp_path / "t.csv").write_text("x[1],x[0]\n1,2\n")
+    assert read_numbers(tmp_path / "t.csv", ["x[0] [m]", "x[1]"]) == [[2.0, 1.0]]
+    with pytest.raises(DataError, match=r"there is no column 'x\[2\]'"):
+        read_numbers(tmp_path / "t.csv", ["x[2]"])
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_predictions_have_the_digits_that_give_them_back(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "r.yaml").write_text(RECIPE.replace("seeds: 2\n", f"seeds: 1\ndtype: {kind}\n"))
+    (tmp_path / "t.csv").write_text("a,b,c,f,g\n" + "".join(f"{i},{i % 3},{i % 4},{i * i},{-i}\n" for i in range(10)))
+    done = CliRunner().invoke(cli, ["run", str(tmp_path / "r.yaml"), "--runs", str(tmp_path / "runs"), "--jobs", "1"])
+    assert done.exit_code == 0, done.output
+    run = tmp_path / "runs" / "small" / "default" / "seed-0"
+    (tmp_path / "q.csv").write_text("a,b,c\n0.1234567890123456,1,1e-300\n")
+    done = CliRunner().invoke(cli, ["predict", str(run), str(tmp_path / "q.csv")])
+    cells = done.output.splitlines()[1].split(",")
+    assert cells[:3] == ["0.1234567890123456", "1", "1e-300"], done.output
+    expected = load(run)(torch.tensor([[0.1234567890123456, 1.0, 1e-300]], dtype=torch.float64)).value[0]
+    written = torch.tensor([float(cell) for cell in cells[3:5]], dtype=torch.float64)
+    assert torch.equal(written.to(expected.dtype), expected) and str(expected.dtype) == f"torch.{kind}"
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])

@@ -408,6 +408,34 @@ def test_lines_are_counted_past_blank_ones(tmp_path: Path) -> None:
     says(tmp_path, "a.csv", "a.csv:8: column 'u': 'abc'")
 
 
+def test_lines_are_counted_past_blank_ones_also_of_a_table_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    array = numbers(300)
+    array[20, 0] = np.nan
+    lines = write(tmp_path, "csv", array).read_text().splitlines()
+    (tmp_path / "data.csv").write_text("\n".join([*lines[:3], "", "", *lines[3:]]) + "\n")
+    monkeypatch.setattr("sobolev.builtin.targets.table.target.open_store", _bounded(stores.open_store))
+    for _ in ("made", "found"):
+        says(tmp_path, "data.csv", "data.csv:24: an input or the sample's weight is missing")
+
+
+def test_a_header_may_run_over_several_lines(tmp_path: Path) -> None:
+    rows: list[list[Any]] = [list(map(float, row)) for row in numbers(6)]
+    write_csv(tmp_path / "a.csv", rows, ["t\n[s]", "x", "u;\n;;;;;;;;;", *COLUMNS[3:]])
+    made = target(tmp_path, "a.csv", values=["u; ;;;;;;;;;", "v"], partials=None)
+    assert made.axes("table").inputs == ["t [s]", "x"] and made.size("train") == 6
+    rows[4][3] = "abc"
+    write_csv(tmp_path / "a.csv", rows, ["t\n[s]", "x", "u;\n;;;;;;;;;", *COLUMNS[3:]])
+    says(tmp_path, "a.csv", "a.csv:8: column 'v': 'abc'", values=["u; ;;;;;;;;;", "v"], partials=None)
+
+
+def test_columns_may_be_called_like_places_in_an_array(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", numbers().tolist(), ["x[0]", "x[1] [m]", *COLUMNS[2:]])
+    made = target(tmp_path, "a.csv", inputs=["x[0]", "x[1]"], partials=None)
+    assert made.axes("table").inputs == ["x[0]", "x[1] [m]"]
+
+
 def test_only_the_first_cells_of_a_column_are_shown(tmp_path: Path) -> None:
     rows: list[list[Any]] = [list(map(float, row)) for row in numbers()]
     for row in rows:
@@ -482,6 +510,8 @@ FILES = {
     "head.csv": (",".join(COLUMNS).encode() + b"\n", "there are no rows below the header"),
     "nohead.csv": (b"1,2,3\n4,5,6\n", "the first line holds numbers (1, ...); it must name the columns"),
     "twice.csv": (b"t,x,t\n1,2,3\n", "several columns are called 't'"),
+    "comment.csv": (b"# made by hand\nt,x\n1,2\n", "the first line is the comment '# made by hand'"),
+    "commas.csv": (",".join(COLUMNS).encode() + b"\n" + 8 * b"1,5,", "2: 17 cells, 8 columns in the header; decimal"),
     "binary.csv": (bytes(range(256)), "not text in UTF-8"),
     "ragged.csv": (",".join(COLUMNS).encode() + b"\n1,2,3\n", "ragged.csv:2: 3 cells, 8 columns in the header"),
     "fake.parquet": (b"t,x\n1,2\n", "not a Parquet file"),
@@ -509,6 +539,48 @@ def test_npz_with_objects_or_uneven_arrays(tmp_path: Path) -> None:
     says(tmp_path, "o.npz", "array 'u' cannot be read")
     np.savez(tmp_path / "l.npz", **{**array, "u": array["u"][:5]})  # type: ignore[arg-type]
     says(tmp_path, "l.npz", "arrays of different lengths", "u 5")
+
+
+def test_npz_with_dates_or_bytes(tmp_path: Path) -> None:
+    array = dict(zip(COLUMNS, numbers().T, strict=True))
+    for kind in ("datetime64[ns]", "timedelta64[s]"):
+        np.savez(tmp_path / "d.npz", **{**array, "u": np.arange(40).astype(kind)})  # type: ignore[arg-type]
+        says(tmp_path, "d.npz", f"d.npz: array 'u' holds {kind}, not numbers")
+    days = np.arange(40).astype("datetime64[D]")
+    days[20:] = days[0]
+    np.savez(tmp_path / "g.npz", **{**array, "u": array["u"].astype("S25"), "day": days})  # type: ignore[arg-type]
+    made = target(tmp_path, "g.npz", split={"group": "day", "test": 0.2})
+    assert made.store.summary.labels[:2] == ["1970-01-01", "1970-01-02"] and len(made.store.summary.labels) == 20
+    assert torch.equal(everything(target(tmp_path, "g.npz"))[1].value[:, 0], torch.from_numpy(array["u"]))
+
+
+def test_an_underscore_makes_no_number(tmp_path: Path) -> None:
+    rows: list[list[Any]] = [list(map(float, row)) for row in numbers(6)]
+    rows[1][2] = "1_000"
+    write_csv(tmp_path / "a.csv", rows)
+    says(tmp_path, "a.csv", "a.csv:3: column 'u': '1_000' is no number")
+
+
+def test_parquet_texts_in_a_dictionary_and_dates_as_groups(tmp_path: Path) -> None:
+    array = dict(zip(COLUMNS, numbers().T.tolist(), strict=True))
+    texts = pa.array([*map(repr, array["u"][:-1]), "n/a"]).dictionary_encode()
+    days = pa.array([i % 4 for i in range(40)], pa.date32())
+    pq.write_table(pa.table({**array, "u": texts, "day": days}), tmp_path / "t.parquet")
+    made = target(tmp_path, "t.parquet", split={"group": "day", "test": 0.25})
+    assert made.store.summary.missing == {"u": 1} and made.size("test") == 10
+    assert made.store.summary.labels == ["1970-01-01", "1970-01-02", "1970-01-03", "1970-01-04"]
+    says(tmp_path, "t.parquet", "column 'day' holds date32[day], not one number per row", inputs=["t", "day"],
+         partials=None)  # fmt: skip
+    pq.write_table(pa.table({**array, "day": [[1]] * 40}), tmp_path / "t.parquet")
+    says(tmp_path, "t.parquet", "column 'day' holds list<element: int64>, not one text", split={"group": "day"})
+
+
+def test_parquet_that_pyarrow_cannot_turn_into_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = dict(zip(COLUMNS, numbers().T.tolist(), strict=True))
+    pq.write_table(pa.table({**array, "u": pa.array([b"12"] * 40, pa.binary(2))}), tmp_path / "b.parquet")
+    says(tmp_path, "b.parquet", "column 'u' holds fixed_size_binary[2], not one number per row")
+    monkeypatch.setattr("sobolev.builtin.targets.table.files._numeric", lambda held: True)
+    says(tmp_path, "b.parquet", "b.parquet, after row 0: cannot be read: ")
 
 
 def test_parquet_columns_that_are_no_numbers(tmp_path: Path) -> None:

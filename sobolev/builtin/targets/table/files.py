@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sobolev.errors import DataError
-from sobolev.tables import separator_of, split_unit
+from sobolev.tables import no_number, open_rows, split_unit, to_number, wrong_width
 
 CHUNK = 16384  # rows per piece: 4 MiB for 33 columns
 _SHOWN = 5  # problems of one column that are shown; the others are counted
@@ -151,22 +150,27 @@ class _Csv(TableFile):
         super().__init__(file)
         try:
             with file.open(newline="", encoding="utf-8-sig") as stream:
-                head = stream.readline()
-        except UnicodeDecodeError:
+                rows, head, _ = open_rows(file, stream)
+                line = rows.line_num
+        except (UnicodeDecodeError, csv.Error):
             raise DataError(f"{file}: not text in UTF-8; is it really a {file.suffix} file?") from None
-        self.separator = separator_of(head)
-        self._named(next(csv.reader([head], delimiter=self.separator), []))
+        self._named(head)
         numeric = [name for name in self.names if _is_number(name)]
         if numeric and len(numeric) == len(self.names):
-            raise DataError(f"{file}:1: the first line holds numbers ({numeric[0]}, ...); it must name the columns")
-        self._lines: list[tuple[int, int]] = [(0, 2)]  # (row, line) from where lines and rows run in step
+            raise DataError(
+                f"{file}:{line}: the first line holds numbers ({numeric[0]}, ...); it must name the columns"
+            )
+        self._lines: list[tuple[int, int]] = []  # (row, line) from where lines and rows run in step
 
     def most_rows(self) -> int:
         """Return a bound: a row has a byte or more for every separator and its end."""
         return self.file.stat().st_size // max(1, len(self.names)) + 1
 
     def place(self, row: int) -> str:
-        """Return ``file:line``."""
+        """Return ``file:line``, also of a row that was read by another process, and then found in a cache."""
+        if not self._lines:
+            for _ in self.chunks((), (), np.dtype(np.float32), Faults()):
+                pass
         start, line = next(pair for pair in reversed(self._lines) if pair[0] <= row)
         return f"{self.file}:{line + row - start}"
 
@@ -175,10 +179,9 @@ class _Csv(TableFile):
     ) -> Iterator[Chunk]:
         """Yield all rows in order."""
         width = len(self.names)
-        self._lines = [(0, 2)]
         with self.file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream, delimiter=self.separator)
-            next(reader)
+            reader, _, separator = open_rows(self.file, stream)
+            self._lines = [(0, reader.line_num + 1)]
             start = 0
             rows: list[list[str]] = []
             try:
@@ -190,7 +193,7 @@ class _Csv(TableFile):
                     if reader.line_num != line + row - known:  # blank lines, or cells of several lines
                         self._lines.append((row, reader.line_num))
                     if len(cells) != width:
-                        faults.cell(self.place(row), "", f"{len(cells)} cells, {width} columns in the header")
+                        faults.cell(self.place(row), "", wrong_width(len(cells), width, separator))
                         cells = (cells + [""] * width)[:width]
                     rows.append(cells)
                     if len(rows) == CHUNK:
@@ -220,7 +223,8 @@ class _Csv(TableFile):
 def _parsed(table: TableFile, name: str, cells: Sequence[Any], start: int, faults: Faults) -> NDArray[np.float64]:
     """Return texts as numbers, NaN where a cell says that it is missing or is no number."""
     try:
-        return np.fromiter(map(float, cells), dtype=np.float64, count=len(cells))
+        if "_" not in "".join(cells):
+            return np.fromiter(map(float, cells), dtype=np.float64, count=len(cells))
     except (ValueError, TypeError):
         pass
     found = np.full(len(cells), np.nan)
@@ -229,10 +233,9 @@ def _parsed(table: TableFile, name: str, cells: Sequence[Any], start: int, fault
         if text.lower() in _MISSING:
             continue
         try:
-            found[i] = float(text)
+            found[i] = to_number(text)
         except ValueError:
-            hint = " (a decimal comma? write a point)" if re.fullmatch(r"[+-]?\d+,\d+", text) else ""
-            faults.cell(table.place(start + i), name, f"{text!r} is no number{hint}")
+            faults.cell(table.place(start + i), name, no_number(text))
     return found
 
 
@@ -256,7 +259,7 @@ class _Parquet(TableFile):
             raise DataError(f"{file}: Parquet needs pyarrow: pip install 'sobolev[tables]'") from None
         try:
             self._file = pq.ParquetFile(file, pre_buffer=False, buffer_size=2**20)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise DataError(f"{file}: not a Parquet file: {str(error).splitlines()[0]}") from None
         schema = self._file.schema_arrow
         self._raw = list(schema.names)
@@ -278,10 +281,12 @@ class _Parquet(TableFile):
 
         raw = [self._raw[self.names.index(name)] for name in (*numbers, *texts)]
         wanted = list(dict.fromkeys(raw))
-        for name, column in zip((*numbers, *texts), raw, strict=True):
+        for i, (name, column) in enumerate(zip((*numbers, *texts), raw, strict=True)):
             held = self._file.schema_arrow.field(column).type
-            if pa.types.is_nested(held) or pa.types.is_temporal(held) or pa.types.is_binary(held):
+            if i < len(numbers) and not _numeric(held):
                 faults.add(f"{self.file}: column {name!r} holds {held}, not one number per row")
+            elif i >= len(numbers) and not (_numeric(held) or pa.types.is_temporal(held)):
+                faults.add(f"{self.file}: column {name!r} holds {held}, not one text per row")
         if faults.messages:
             return
         start = 0
@@ -290,7 +295,9 @@ class _Parquet(TableFile):
                 found = np.empty((batch.num_rows, len(numbers)), dtype=kind)
                 for j, name in enumerate(numbers):
                     column = batch.column(wanted.index(raw[j]))
-                    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                    if pa.types.is_dictionary(column.type):
+                        column = column.dictionary_decode()
+                    if _textual(column.type):
                         found[:, j] = _parsed(self, name, column.to_pylist(), start, faults)
                     else:
                         if not pa.types.is_floating(column.type):
@@ -302,8 +309,23 @@ class _Parquet(TableFile):
                 }
                 yield Chunk(start, found, cells)
                 start += batch.num_rows
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             raise DataError(f"{self.file}, after row {start}: cannot be read: {str(error).splitlines()[0]}") from None
+
+
+def _numeric(held: Any) -> bool:
+    """Return whether a Parquet column may hold one number per row: as numbers, or as texts that say them."""
+    from pyarrow import types
+
+    if types.is_dictionary(held):
+        held = held.value_type
+    kinds = (types.is_floating, types.is_integer, types.is_decimal, types.is_boolean, types.is_null, _textual)
+    return any(kind(held) for kind in kinds)
+
+
+def _textual(held: Any) -> bool:
+    """Return whether a Parquet column holds texts."""
+    return str(held) in ("string", "large_string", "string_view")
 
 
 class _Npz(TableFile):
@@ -365,6 +387,9 @@ class _Npz(TableFile):
         if len(set(lengths.values())) > 1:
             shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
             faults.add(f"{self.file}: arrays of different lengths: {shown}")
+        for array in dict.fromkeys(self._columns[name][0] for name in numbers):
+            if array in found and found[array].dtype.kind in "mM":
+                faults.add(f"{self.file}: array {array!r} holds {found[array].dtype}, not numbers")
         if faults.messages:
             return
         rows = next(iter(lengths.values()), 0)
@@ -377,10 +402,17 @@ class _Npz(TableFile):
                 if cells.dtype.kind in "iufb":
                     block[:, j] = cells
                 else:
-                    block[:, j] = _parsed(self, name, cells.tolist(), start, faults)
+                    block[:, j] = _parsed(self, name, _texts(cells), start, faults)
             cells_of = {}
             for name in texts:
                 array, position = self._columns[name]
                 cells = found[array][start:stop].reshape(stop - start, -1)[:, position]
-                cells_of[name] = [str(cell) for cell in cells.tolist()]
+                cells_of[name] = [str(cell) for cell in _texts(cells)]
             yield Chunk(start, block, cells_of)
+
+
+def _texts(cells: NDArray[Any]) -> list[Any]:
+    """Return cells that are no numbers as Python's objects; bytes and dates as texts."""
+    if cells.dtype.kind == "S":
+        return list(np.char.decode(cells, "utf-8", "replace").tolist())
+    return list((cells.astype(str) if cells.dtype.kind in "mM" else cells).tolist())
