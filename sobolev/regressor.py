@@ -18,6 +18,7 @@ from sobolev.differentiate.measure import Measurer, Policy
 from sobolev.distributed import connect
 from sobolev.heads import HEADS
 from sobolev.host import default_host
+from sobolev.noise import generator
 from sobolev.recipe.model import Recipe
 from sobolev.recipe.plan import RunPlan
 from sobolev.recording import Recorder
@@ -137,20 +138,23 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             X: ``(n, d)``.
             y: ``(n,)`` or ``(n, m)``.
-            dydx: partials ``(n, d)``, or ``(n, m, d)`` for several outputs; NaN where one is missing; or None.
+            dydx: partials ``(n, d)``, or ``(n, m, d)`` for several outputs; NaN (or masked) where one is missing; or
+                None. The columns of a data frame that are named as those of X are taken by their names.
             sample_weight: ``(n,)``, not negative.
 
         Returns:
             The regressor itself.
 
         Raises:
-            ValueError: arrays whose shapes or numbers do not fit.
+            ValueError: arrays whose shapes or numbers do not fit, or nothing to train.
         """
+        self._forget()
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         y = np.asarray(y, dtype=np.float64)
         self._single = y.ndim == 1
         y = y.reshape(len(y), -1)
-        partials = _partials(dydx, X, y)
+        partials = _partials(dydx, X, y, getattr(self, "feature_names_in_", None))
+        self._check_options()
         weight = None
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -162,6 +166,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         recipe = self._recipe(samples, way, self.steps_)
         experiment, summary = _trained(recipe, self._target(samples, random), seed)
         self.n_outputs_ = y.shape[1]
+        self._box = X.min(0), X.max(0)
         self.student_ = experiment.module
         self.history_ = summary
         self._measurers = self._measure_by()
@@ -176,9 +181,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         activation = SMOOTH if self.activation is None else self.activation
         if self.regime != "auto":
             return (self.regime, activation), None, {}
-        order = torch.from_numpy(random.permutation(len(samples.x)))
-        if samples.weight is not None:
-            order = order[samples.weight[order] > 0]
+        order = _counting(samples, random)
         if self.validation_fraction is not None or len(order) < LEAST:
             return ("exact", activation), None, {}
 
@@ -191,7 +194,9 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             recipe.evaluate.splits = ["validation"]
             return Candidate(partial(_followed, recipe, seed), first)
 
-        ways: list[_Way] = [("exact", activation), ("trend", activation)]
+        ways: list[_Way] = [("exact", activation)]
+        if self.adam_steps:
+            ways.append(("trend", activation))
         if self.activation is None and samples.x.shape[1] <= MANY_INPUTS:
             ways.insert(1, ("exact", ROUGH))
         named = {f"{regime}, {function}": (regime, function) for regime, function in ways}
@@ -201,7 +206,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def _target(self, samples: Samples, random: np.random.RandomState) -> Target:
         train, held = samples, None
         if self.validation_fraction is not None:
-            order = torch.from_numpy(random.permutation(len(samples.x)))
+            order = _counting(samples, random)
             count = round(self.validation_fraction * len(order))
             if not 0 < count < len(order):
                 raise ValueError(
@@ -211,6 +216,29 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             held, train = samples.take(order[:count]), samples.take(order[count:])
         target = ArrayTarget(train, held)
         return ensemble_of(target, self.members) if self.members > 1 else target
+
+    def _check_options(self) -> None:
+        """Refuse options that leave nothing to train.
+
+        Raises:
+            ValueError: says which.
+        """
+        if self.members < 1:
+            raise ValueError(f"members={self.members!r}: at least one network is trained")
+        if isinstance(self.hidden, int):
+            raise ValueError(f"hidden={self.hidden!r}: expected the units of every layer, such as ({self.hidden},)")
+        if self.regime == "trend" and not self.adam_steps:
+            raise ValueError("adam_steps=0 leaves nothing to train: regime='trend' is trained by Adam alone")
+        if not self.adam_steps and self.polish_iterations == 0:
+            raise ValueError("adam_steps=0 and polish_iterations=0 leave nothing to train")
+
+    def _forget(self) -> None:
+        """Drop an earlier fit: what a failed one leaves behind must not answer for new data."""
+        for name in ("student_", "history_", "regime_", "activation_", "steps_", "scores_", "n_outputs_", "_measurers"):
+            self.__dict__.pop(name, None)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "student_")
 
     def _phases(self, regime: Regime, inputs: int, steps: int | None) -> list[dict[str, Any]]:
         """Return the phases of training, with the last steps left out where fewer are wanted."""
@@ -285,7 +313,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         return (mean, self._shaped(values.std(0))) if return_std else mean
 
     def predict_partials(self, X: Any, return_std: bool = False) -> Any:
-        """Return partials ``(n, d)``, or ``(n, m, d)`` where ``fit`` saw several outputs; on request with their spread.
+        """Return partials ``(n, d)``, or ``(n, m, d)`` where ``fit`` saw y of two dimensions; on request their spread.
 
         Args:
             X: ``(n, d)``.
@@ -306,11 +334,13 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
         check_is_fitted(self)
         site = self._site()
-        low = torch.zeros(8, self.n_features_in_, dtype=DTYPES[self.dtype])
+        low, high = (_tensor(edge) for edge in self._box)
+        places = torch.rand(8, self.n_features_in_, dtype=torch.float64, generator=generator(0, "export"))
+        points = torch.lerp(low, high, places).to(DTYPES[self.dtype])
         names = [f"x{i}" for i in range(self.n_features_in_)]
         outputs = [f"y{i}" for i in range(self.n_outputs_)] if self.n_outputs_ > 1 else ["y"]
         return export_modules(
-            list(self.student_.values()), HEADS["identity"], site, low, Path(directory), formats, names, outputs
+            list(self.student_.values()), HEADS["identity"], site, points, Path(directory), formats, names, outputs
         )
 
     def _site(self) -> Site:
@@ -349,14 +379,32 @@ def _tensor(array: Any) -> Any:
     return None if array is None else torch.tensor(np.ascontiguousarray(array))
 
 
-def _partials(dydx: Any, X: np.ndarray, y: np.ndarray) -> np.ndarray | None:
+def _counting(samples: Samples, random: np.random.RandomState) -> torch.Tensor:
+    """Return the samples whose weight is not 0, in random order."""
+    order = torch.from_numpy(random.permutation(len(samples.x)))
+    return order if samples.weight is None else order[samples.weight[order] > 0]
+
+
+def _partials(dydx: Any, X: np.ndarray, y: np.ndarray, names: Any) -> np.ndarray | None:
     """Return partials as ``(n, m, d)``, or None where none is known.
+
+    Args:
+        dydx: as `SobolevRegressor.fit` takes them.
+        X: ``(n, d)``.
+        y: ``(n, m)``.
+        names: of X's columns, or None.
 
     Raises:
         ValueError: another shape, text, infinities.
     """
     if dydx is None:
         return None
+    if hasattr(dydx, "columns") and names is not None and set(map(str, dydx.columns)) == set(names):
+        dydx = dydx[list(names)]
+    if isinstance(dydx, np.ma.MaskedArray):
+        dydx = dydx.astype(np.float64).filled(np.nan)
+    elif hasattr(dydx, "isna"):  # pandas, whose own mark of what is missing is no number
+        dydx = dydx.astype(object).where(dydx.notna(), np.nan)
     partials = np.asarray(dydx, dtype=np.float64)
     n, d, m = len(X), X.shape[1], y.shape[1]
     allowed = [(n, m, d)] + ([(n, d)] if m == 1 else [])

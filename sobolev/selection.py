@@ -90,9 +90,10 @@ def in_unit_scale(samples: Samples) -> Samples:
 
     Students that standardise for themselves train on these exactly as on the samples.
     """
+    counts = slice(None) if samples.weight is None else samples.weight > 0
 
     def deviation(t: Tensor) -> Tensor:
-        return positive(t.std(0, correction=0), t.mean(0))
+        return positive(t[counts].std(0, correction=0), t[counts].mean(0))
 
     x, y = deviation(samples.x), deviation(samples.y)
     dydx = None if samples.dydx is None else samples.dydx * x / y[:, None]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sobolev.errors import ComponentError
-from sobolev.sampler import in_order
+from sobolev.noise import generator
 from sobolev.scaling import positive, unit
 from sobolev.vocabulary import VALUE, Batch, Jet, Key, Moments, Points, Probe, Site, Statistics
 
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
     from sobolev.build import Experiment
 
 SAMPLES = 4096
+"""Training samples that are looked at, at most."""
 _BYTES = 2**26  # of the derivatives that one batch holds
 
 
 class _Sum:
-    """Weighted sums of a quantity and of its square, component by component, shifted by the first sample.
+    """Weighted sums of a quantity and of its square, component by component, shifted by the first sample that counts.
 
     The shift keeps the deviation of numbers that are large beside their spread.
     """
@@ -36,7 +37,7 @@ class _Sum:
         if weight is not None:
             count = count * weight.detach().double().cpu().reshape(-1, *(1,) * (numbers.ndim - 1))
         if self.shift is None:
-            self.shift = numbers[0].clone()
+            self.shift = numbers.gather(0, (count > 0).long().argmax(0, keepdim=True))[0]
             self.count, self.first, self.second, self.square = (torch.zeros_like(self.shift) for _ in range(4))
         shifted = numbers - self.shift
         self.count += count.sum(0)
@@ -56,7 +57,7 @@ class _Sum:
 
 
 def measure_statistics(experiment: Experiment, derivatives: bool) -> dict[str, Statistics]:
-    """Return statistics by site, of the first `SAMPLES` training samples; the same on every rank.
+    """Return statistics by site, of up to `SAMPLES` training samples; the same on every rank.
 
     Args:
         experiment: with target, estimator, objective and sites.
@@ -76,7 +77,7 @@ def measure_statistics(experiment: Experiment, derivatives: bool) -> dict[str, S
     if not count:
         return neutral(experiment.sites, {name: experiment.outputs(name) for name in experiment.sites})
     sums: dict[str, dict[str | Key, _Sum]] = {site: {} for site in experiment.sites}
-    for ids in in_order(count, min(count, _rows(experiment, derivatives))):
+    for ids in _spread(target.size("train"), count, experiment.plan.seed).split(_rows(experiment, derivatives)):
         points = target.points(Batch("train", ids, target.load("train", ids)), training=False)
         keys = {site: experiment.keys[site] if derivatives else () for site in points}
         jets = experiment.reference(points, {site: Probe.full(keys[site]) for site in points}, None)
@@ -94,6 +95,14 @@ def neutral(sites: Mapping[str, Site], outputs: Mapping[str, int]) -> dict[str, 
         )
         for name, site in sites.items()
     }
+
+
+def _spread(size: int, count: int, seed: int) -> Tensor:
+    """Return ids in order, one from each of ``count`` equal parts: samples may be sorted, or lie on a grid."""
+    if count == size:
+        return torch.arange(size)
+    places = torch.arange(count) + torch.rand(count, dtype=torch.float64, generator=generator(seed, "statistics"))
+    return (places * (size / count)).long().clamp_max(size - 1)
 
 
 def _rows(experiment: Experiment, derivatives: bool) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,15 @@ import torch
 pytest.importorskip("sklearn")
 
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from sobolev import SobolevRegressor
+from sobolev.arrays import Samples
 from sobolev.builtin.targets.functions import FUNCTIONS
+from sobolev.statistics import SAMPLES
 
 QUICK: dict[str, Any] = {"hidden": (16,), "activation": "tanh", "members": 2, "adam_steps": 60, "polish_iterations": 20}
 
@@ -195,9 +199,6 @@ def test_scikit_learn_is_optional() -> None:
 
 
 def test_the_default_recipe_is_the_default_regressor() -> None:
-    from pathlib import Path
-
-    from sobolev.arrays import Samples
     from sobolev.host import default_host
     from sobolev.recipe.plan import load_plans
 
@@ -216,3 +217,85 @@ def test_the_default_recipe_is_the_default_regressor() -> None:
     ]
     for given, filled in zip(ours.train.phases, plan.recipe.train.phases, strict=True):
         assert {k: filled.optimizer[k] for k in given.optimizer} == given.optimizer
+
+
+def test_partials_of_a_data_frame_are_taken_by_name_and_masks_count() -> None:
+    pandas = pytest.importorskip("pandas")
+    x, y, dydx = data(outputs=1)
+    options: dict[str, Any] = {**QUICK, "random_state": 0, "regime": "exact"}
+    names = ["a", "b"]
+    frame, flat = pandas.DataFrame(x, columns=names), dydx.reshape(len(x), 2)
+    partials = pandas.DataFrame(flat, columns=names)
+    expected = SobolevRegressor(**options).fit(x, y, flat).predict(x)
+    turned = SobolevRegressor(**options).fit(frame, y, partials[["b", "a"]])
+    assert np.array_equal(turned.predict(frame), expected)
+    other = SobolevRegressor(**options).fit(frame, y, partials.set_axis(["dy/da", "dy/db"], axis=1))
+    assert np.array_equal(other.predict(frame), expected)
+
+    holed = flat.copy()
+    holed[:5, 0] = np.nan
+    expected = SobolevRegressor(**options).fit(x, y, holed).predict(x)
+    masked = np.ma.masked_array(np.where(np.isnan(holed), 999.0, holed), np.isnan(holed))
+    assert np.array_equal(SobolevRegressor(**options).fit(x, y, masked).predict(x), expected)
+    missing = partials.astype(object).where(~np.isnan(holed), pandas.NA)
+    assert np.array_equal(SobolevRegressor(**options).fit(x, y, missing).predict(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"members": 0}, "members=0: at least one"),
+        ({"hidden": 16}, r"such as \(16,\)"),
+        ({"adam_steps": 0, "regime": "trend"}, "nothing to train"),
+        ({"adam_steps": 0, "polish_iterations": 0}, "nothing to train"),
+    ],
+)
+def test_options_that_leave_nothing_to_train(options: dict[str, Any], said: str) -> None:
+    x, y, dydx = data()
+    with pytest.raises(ValueError, match=said):
+        SobolevRegressor(**{**QUICK, **options}).fit(x, y, dydx)
+
+
+def test_without_adam_there_is_no_trend_to_choose() -> None:
+    x, y, dydx = data(outputs=1)
+    model = SobolevRegressor(**{**QUICK, "adam_steps": 0}, random_state=0).fit(x, y, dydx)
+    assert set(model.scores_) == {"exact, tanh"}
+
+
+def test_samples_without_weight_are_not_held_out() -> None:
+    x, y, dydx = data(outputs=1)
+    weight = (np.arange(len(x)) % 2).astype(float)
+    options = {**QUICK, "validation_fraction": 0.3, "random_state": 0}
+    whole = SobolevRegressor(**options).fit(x, y, dydx, sample_weight=weight)
+    counted = SobolevRegressor(**options)._target(  # 15 samples count, 30 % of them are held out
+        Samples(torch.tensor(x), torch.tensor(y), None, torch.tensor(weight)), np.random.RandomState(0)
+    )
+    assert np.isfinite(whole.history_["validation/data/value"])
+    assert (counted.size("train"), counted.size("validation")) == (11, 4)
+
+
+def test_a_fit_that_fails_leaves_nothing_to_predict_with() -> None:
+    x, y, dydx = data(outputs=1)
+    model = SobolevRegressor(**QUICK, random_state=0).fit(x, y, dydx)
+    with pytest.raises(ValueError, match="dydx has the shape"):
+        model.fit(x[:, :1], y, dydx)
+    with pytest.raises(NotFittedError):
+        model.predict(x)
+
+
+def test_sorted_samples_are_scaled_as_shuffled_ones() -> None:
+    x = np.linspace(0, 1, SAMPLES + 2000)[:, None]
+    y = np.where(x[:, 0] < 0.7, 0.0, 3000 * (x[:, 0] - 0.7))
+    options: dict[str, Any] = {"members": 1, "hidden": (4,), "adam_steps": 1, "polish_iterations": 0}
+    model = SobolevRegressor(**options, regime="exact", random_state=0).fit(x, y)
+    scale = [tensor for name, tensor in model.student_.state_dict().items() if tensor.numel() == 1]
+    assert any(abs(float(number) - y.mean()) < 0.02 * y.mean() for number in scale)
+    assert any(abs(float(number) - y.std()) < 0.02 * y.std() for number in scale)
+
+
+def test_export_is_compared_where_the_samples_were(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x = np.stack([random.random(30), 1e6 + 1e4 * random.random(30)], axis=1)
+    y = np.sin(3 * x[:, 0]) + (x[:, 1] - 1e6) / 1e4
+    model = SobolevRegressor(**QUICK, dtype="float32", random_state=0).fit(x, y)
+    assert len(model.export(tmp_path, formats=["torch"])) >= 1

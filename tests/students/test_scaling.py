@@ -13,6 +13,7 @@ from sobolev import Batch, ComponentError, Contraction, Jet, Noise, Points, Prob
 from sobolev.arrays import ArrayTarget, Samples
 from sobolev.differentiate.autograd import differentiate
 from sobolev.differentiate.program import recognise
+from sobolev.statistics import SAMPLES, _spread
 
 X = ("x",)
 
@@ -137,6 +138,36 @@ def test_constant_columns_stay_finite() -> None:
         assert all(torch.isfinite(term.sum) for term in terms)
 
 
+def test_samples_that_do_not_count_leave_no_trace_in_the_statistics() -> None:
+    data = samples()
+    garbage = Samples(
+        torch.cat([torch.full((2, 2), 1e6, dtype=torch.float64), data.x]),
+        torch.cat([torch.full((2, 1), 1e12, dtype=torch.float64), data.y]),
+        None,
+        torch.cat([torch.zeros(2), torch.ones(12)]),
+    )
+    scaled, values = {"use": "mlp", "scale": "standard"}, {"derivatives": []}
+    clean = experiment(ArrayTarget(Samples(data.x, data.y)), student=scaled, objective=values)
+    made = experiment(ArrayTarget(garbage), student=scaled, objective=values)
+    for name, tensor in clean.module.state_dict().items():
+        if tensor.dtype == torch.float64 and ("mean" in name or "deviation" in name):
+            assert torch.allclose(made.module.state_dict()[name], tensor, rtol=1e-13)
+
+
+def test_statistics_of_many_samples_are_spread_over_all_of_them() -> None:
+    x = torch.linspace(0, 1, 3 * SAMPLES, dtype=torch.float64)[:, None]
+    scaled, values = {"use": "mlp", "scale": "standard"}, {"derivatives": []}
+    made = experiment(ArrayTarget(Samples(x, x)), student=scaled, objective=values)
+    found = made.sites["data"].statistics
+    assert found is not None
+    assert torch.allclose(found.value.mean, torch.tensor([0.5], dtype=torch.float64), atol=1e-3)
+    assert torch.allclose(found.value.deviation, x.std(0), rtol=1e-3)
+    ids = _spread(3 * SAMPLES, SAMPLES, 0)
+    assert len(ids.unique()) == SAMPLES
+    assert int(ids[-1]) < 3 * SAMPLES
+    assert not torch.equal(ids, _spread(3 * SAMPLES, SAMPLES, 1))
+
+
 # -- balance -------------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +196,23 @@ def test_rms_is_huge_and_savines_loss() -> None:
     values = ((prediction.value - data.y) / deviation_y).square().mean()
     expected = alpha * values + (1 - alpha) * ((ours - partials) * lambdas).square().mean()
     assert torch.allclose(total(made), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-16, 1e-10])
+def test_a_partial_that_is_zero_up_to_rounding_does_not_outweigh_the_others(noise: float) -> None:
+    data = samples()
+    assert data.dydx is not None
+    partials = data.dydx.clone()
+    partials[:, 0, 1] = noise * torch.randn(12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    objective = {"balance": "rms"}
+    made = experiment(ArrayTarget(Samples(data.x, data.y, partials)), student="mlp", objective=objective)
+    where, prediction, reference = jets(made)
+    value, slope = made.objective.terms("data", where, Probe.full((X,)), prediction, reference)
+    joint = data.y.std(0, correction=0) / data.x.std(0, correction=0)
+    rms = partials[:, 0, 0].square().mean().sqrt()
+    expected = ((prediction[X][:, 0] - partials[:, 0]) / torch.stack([rms, joint[1]])).square().mean(0).sum()
+    assert torch.allclose(slope.sum / slope.count, expected, rtol=1e-6)
+    assert torch.isfinite(value.sum)
 
 
 def test_joint_is_the_plain_loss_in_standardised_units() -> None:

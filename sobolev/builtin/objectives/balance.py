@@ -13,6 +13,9 @@ from sobolev.scaling import positive
 from sobolev.statistics import chain
 from sobolev.vocabulary import VALUE, Contraction, Key, Statistics
 
+_ROUNDING = 1e-6
+"""Partials of this root mean square, where values and inputs have deviation 1, are 0 but for rounding."""
+
 
 @dataclass
 class Scales:
@@ -55,13 +58,14 @@ def rms(statistics: Statistics, weights: Mapping[Key, float]) -> Scales:
     """Values by their deviation, every partial by its own root mean square; all partials then weigh alike.
 
     Of the whole, values have alpha = 1 / (1 + sum of lambda n), where a derivative of weight lambda has n partials
-    (Huge and Savine, Differential Machine Learning, 2020). A partial that is 0 everywhere counts as in `joint`.
+    (Huge and Savine, Differential Machine Learning, 2020). A partial that is 0 everywhere, up to rounding, counts as
+    in `joint`: divided by its own size, rounding would outweigh all else.
     """
     plain = joint(statistics, weights)
     squares = {VALUE: plain.squares[VALUE]}
     for key in weights:
         found = statistics.squares[key]
-        squares[key] = torch.where(found > 0, found, plain.squares[key])
+        squares[key] = torch.where(found > _ROUNDING**2 * plain.squares[key], found, plain.squares[key])
     partials = sum(weight * math.prod(squares[key].shape[1:]) for key, weight in weights.items())
     return Scales(squares, plain.slots, 1.0 / (1.0 + partials))
 
