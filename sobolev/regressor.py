@@ -402,7 +402,7 @@ def _partials(dydx: Any, X: np.ndarray, y: np.ndarray, names: Any) -> np.ndarray
     if hasattr(dydx, "columns") and names is not None and set(map(str, dydx.columns)) == set(names):
         dydx = dydx[list(names)]
     if isinstance(dydx, np.ma.MaskedArray):
-        dydx = dydx.astype(np.float64).filled(np.nan)
+        dydx = np.ma.filled(dydx.astype(np.float64), np.nan)
     elif hasattr(dydx, "isna"):  # pandas, whose own mark of what is missing is no number
         dydx = dydx.astype(object).where(dydx.notna(), np.nan)
     partials = np.asarray(dydx, dtype=np.float64)
