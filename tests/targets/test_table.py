@@ -293,6 +293,31 @@ def test_groups_stay_whole_whatever_the_order_of_rows(tmp_path: Path) -> None:
     assert [len(cases) for cases in found[0].values()] == [5, 1, 2] and len(set.union(*found[0].values())) == 8
 
 
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])
+def test_rows_without_a_group_are_refused(tmp_path: Path, kind: str) -> None:
+    array, cases = numbers(), [f"case {i % 8}" for i in range(40)]
+    array[30, 0] = np.nan  # left out: its group does not matter
+    for row in (7, 12, 30):
+        cases[row] = ""
+    columns = dict(zip(COLUMNS, array.T, strict=True))
+    if kind == "npz":
+        np.savez(tmp_path / "data.npz", **columns, case=np.array(cases))  # type: ignore[arg-type]
+    elif kind == "parquet":
+        texts = pa.array([case or None for case in cases])
+        pq.write_table(
+            pa.table({**{n: c.tolist() for n, c in columns.items()}, "case": texts}), tmp_path / "data.parquet"
+        )
+    else:
+        rows = [[None if c != c else c for c in map(float, row)] for row in array]
+        write_csv(
+            tmp_path / "data.csv", [[*row, case] for row, case in zip(rows, cases, strict=True)], [*COLUMNS, "case"]
+        )
+    options: dict[str, Any] = {"split": {"group": "case", "test": 0.25}, "missing_inputs": "drop"}
+    place = "data.csv:9" if kind == "csv" else f"data.{kind}, row 8"
+    says(tmp_path, f"data.{kind}", f"{place}: column 'case': the group is missing, there and in 1 other row; name",
+         **options)  # fmt: skip
+
+
 # -- the cache ---------------------------------------------------------------------------------------------------------
 
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sobolev.builtin.targets.table.store import Summary
 from sobolev.errors import DataError
+from sobolev.wording import plural
 
 Rows = dict[str, NDArray[np.int64]]
+_NO_GROUP = {"", "nan", "null"}
 
 
 def by_fraction(usable: NDArray[np.int64], validation: float, test: float, seed: int) -> Rows:
@@ -64,15 +66,30 @@ def by_group(
     validation: float,
     test: float,
     seed: int,
+    column: str,
+    place: Callable[[int], str],
 ) -> Rows:
     """Split whole groups, so that none is in two splits; fractions are of groups, not of rows.
 
     The order of groups hangs on their names and the seed alone: a table with its rows in another order, or with more
     rows of the same groups, is split in the same way.
+
+    Raises:
+        DataError: rows that may be used, but belong to no group.
     """
     names = summary.labels
-    order = sorted(range(len(names)), key=lambda i: hashlib.blake2b(f"{seed}\x1f{names[i]}".encode()).digest())
-    n_test, n_validation = round(test * len(names)), round(validation * len(names))
+    nameless = {i for i, name in enumerate(names) if name.strip().lower() in _NO_GROUP}
+    alone = usable[np.isin(codes[usable], list(nameless))]
+    if len(alone):
+        raise DataError(
+            f"{place(int(alone[0]))}: column {column!r}: the group is missing"
+            + (f", there and in {plural(len(alone) - 1, 'other row')}" if len(alone) > 1 else "")
+            + "; name the group of every row (a row that belongs with no other is a group of its own), or remove such "
+            "rows"
+        )
+    named = {*range(len(names))} - nameless
+    order = sorted(named, key=lambda i: hashlib.blake2b(f"{seed}\x1f{names[i]}".encode()).digest())
+    n_test, n_validation = round(test * len(order)), round(validation * len(order))
     split = np.zeros(len(names), dtype=np.int8)
     split[order[:n_test]] = 2
     split[order[n_test : n_test + n_validation]] = 1

@@ -137,7 +137,10 @@ class Table(Target):
                 f"{path}: split.column {split.column!r}",
             )
         else:
-            rows = by_group(usable, self.store.codes, summary, split.validation, split.test, split.seed)
+            rows = by_group(
+                usable, self.store.codes, summary, split.validation, split.test, split.seed,
+                str(split.group), lambda row: open_table(path).place(row),
+            )  # fmt: skip
         # In random order, so that the first samples stand for all.
         rows["train"] = np.random.default_rng(split.seed).permutation(rows["train"])
         if self.train is not None:
