@@ -114,7 +114,11 @@ def _guess(table: TableFile, pattern: str | None) -> tuple[list[str], list[str],
 
 
 def _read(table: TableFile, columns: Columns) -> Samples:
-    """Read up to `_ROWS` rows, in float64."""
+    """Read up to `_ROWS` rows, in float64.
+
+    Raises:
+        DataError: no partials, no rows, cells that are no numbers or infinite: training refuses them, too.
+    """
     import numpy as np
 
     from sobolev.builtin.targets.table.diagnose import Samples
@@ -127,6 +131,8 @@ def _read(table: TableFile, columns: Columns) -> Samples:
     share = min(1.0, _ROWS / max(1, table.most_rows()))
     parts, rows = [], []
     for chunk in table.chunks(columns.numbers, (), np.dtype(np.float64), faults):
+        for row, column in np.argwhere(np.isinf(chunk.numbers)):
+            faults.cell(table.place(chunk.start + int(row)), columns.numbers[column], "an infinite number")
         chosen = np.flatnonzero(random.random(len(chunk.numbers)) < share)
         parts.append(chunk.numbers[chosen])
         rows.append(chunk.start + chosen)
@@ -135,7 +141,7 @@ def _read(table: TableFile, columns: Columns) -> Samples:
         raise DataError(f"{table.file}: there are no rows below the header")
     numbers, of_row = np.concatenate(parts), np.concatenate(rows)
     d, m = len(columns.inputs), len(columns.outputs)
-    usable = np.isfinite(numbers[:, :d]).all(axis=1)
+    usable = ~np.isnan(numbers[:, :d]).any(axis=1)
 
     def place(row: int) -> str:
         return table.place(row).removeprefix(f"{table.file}").lstrip(", :") or "?"

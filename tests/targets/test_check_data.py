@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from sobolev.builtin.targets.functions import FUNCTIONS
 from sobolev.builtin.targets.table.diagnose import Diagnosis, Samples, diagnose
 from sobolev.cli import cli
+from sobolev.errors import DataError
 
 ROWS = 200
 Array = np.ndarray
@@ -234,6 +235,22 @@ def test_a_column_of_other_data_is_unrelated() -> None:
     assert kinds(broken(mix)) == {"unrelated": {"du/dc"}}
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.05])
+def test_partials_that_are_zero_up_to_rounding(noise: float) -> None:
+    x, y, g = plant()
+    random = np.random.default_rng(1)
+    g[:, 0, 2] = 1e-17 * random.standard_normal(ROWS)
+    spread = noise * y.std(axis=0) * random.standard_normal(y.shape)
+    assert kinds(diagnose(samples(x, y + spread, g))) == {"constant": {"du/dc"}}
+    y[:, 0] -= x[:, 2] ** 2 / 50  # so that u does not hang on c
+    found = diagnose(samples(x, y + spread, g))
+    assert [(f.kind, f.message) for f in found.findings] == [("rounding", "column 'du/dc' is zero up to rounding")]
+    (agreement,) = [a for a in found.agreements if a.column == "du/dc"]
+    assert agreement.verdict == "agrees" and np.isnan(agreement.coefficient) and not found.problems
+    g[:, 0, 0] *= 1e-9  # small, but no rounding errors
+    assert kinds(diagnose(samples(x, y + spread, g))) == {"factor": {"du/da"}}
+
+
 def test_missing_partials_are_counted_and_do_not_disturb() -> None:
     def drop(x: Array, y: Array, g: Array) -> None:
         g[np.random.default_rng(0).random(g.shape) < 0.1] = np.nan
@@ -320,6 +337,22 @@ def test_rows_without_an_input_are_counted_and_named(tmp_path: Path) -> None:
     x[:] = np.nan
     write(tmp_path / "data.csv", x, y, g)
     assert "every row lacks some input (a, b, c)" in str(check(str(tmp_path / "data.csv")).exception)
+
+
+@pytest.mark.parametrize("kind", ["file", "recipe"])
+@pytest.mark.parametrize("column", ["a", "u", "du/db"])
+def test_infinite_numbers_are_named_as_training_names_them(tmp_path: Path, kind: str, column: str) -> None:
+    x, y, g = plant()
+    {"a": x[:, 0], "u": y[:, 0], "du/db": g[:, 0, 1]}[column][[3, 8]] = np.inf
+    write(tmp_path / "data.csv", x, y, g)
+    (tmp_path / "r.yaml").write_text(
+        "name: r\ntarget: {use: table, file: data.csv, inputs: [a, b, c], values: [u, v],\n"
+        "  partials: 'd{output}/d{input}'}\nstudent: mlp\n"
+    )
+    done = check(str(tmp_path / ("data.csv" if kind == "file" else "r.yaml")))
+    assert isinstance(done.exception, DataError) and done.exit_code != 0
+    lines = [f"{tmp_path / 'data.csv'}:{line}: column {column!r}: an infinite number" for line in (5, 10)]
+    assert str(done.exception).splitlines() == [*lines, "2 problems"]
 
 
 def test_roles_by_options_and_json(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ _ASKED = 1500  # samples whose neighbours are looked at
 _FACTOR = 1.4  # a coefficient nearer to 1 may be the curvature of the function
 _SURE = 6.0  # standard errors
 _CIRCLE = 5  # columns of which all orders are tried
+_ROUNDING = 1e-6  # of the deviation of the values per deviation of the input
 _FEW = 40  # samples, with which a column is not called unrelated
 _KNOWN_FACTORS = {
     1e3: "a factor of 1000 (kilo or milli)", 1e6: "a factor of 10^6 (mega or micro)", 1e2: "a factor of 100 (percent)",
@@ -69,7 +70,7 @@ class Finding:
 
     Attributes:
         kind: ``sign``, ``swapped``, ``factor``, ``scaled-inputs``, ``scaled-values``, ``unrelated``, ``constant``,
-            ``missing``, ``duplicates``; ``undecided``, ``repeated`` and ``incomplete`` are notes.
+            ``missing``, ``duplicates``; ``undecided``, ``repeated``, ``rounding`` and ``incomplete`` are notes.
         column: the column that it is about, or several.
         message: for people.
         note: whether it is no problem.
@@ -377,6 +378,10 @@ def _examine(samples: Samples, o: int, pairs: _Pairs, slots: Sequence[Array], fo
         judged[c].verdict = "suspect"
     before = len(found.findings)
     _explain(samples, o, problem, slots, free, judged, found)
+    let_off = [c for c, agreement in enumerate(judged) if agreement.verdict in ("agrees", "undecided")]
+    rounded = [c for c in let_off if _rounded(samples, o, problem.inputs[c])]
+    for c in rounded:  # a coefficient of rounding errors says nothing
+        judged[c] = _flat(samples, o, problem.inputs[c], problem, pairs, slots[o], found)
     for i in flat:
         judged.append(_flat(samples, o, i, problem, pairs, slots[o], found))
     found.agreements += judged
@@ -394,12 +399,22 @@ def _examine(samples: Samples, o: int, pairs: _Pairs, slots: Sequence[Array], fo
         found.findings.append(Finding("undecided", ", ".join(names), text, note=True))
         for agreement in judged:
             agreement.verdict = "undecided"
+    for c in rounded:
+        if judged[c].verdict != "constant":
+            text = f"column {judged[c].column!r} is zero up to rounding"
+            found.findings.append(Finding("rounding", judged[c].column, text, note=True))
     return float(1.4826 * np.median(np.abs(plain))) if share > 0.5 else 0.0
 
 
 def _known(numbers: Array) -> Array:
     known: Array = numbers[~np.isnan(numbers)]
     return known if len(known) else np.zeros(1)
+
+
+def _rounded(samples: Samples, o: int, i: int) -> bool:
+    """Return whether the partials of an output by an input are so small that values do not show them."""
+    size = float(np.sqrt(np.mean(_known(samples.partials[:, o, i]) ** 2)))
+    return size * float(samples.x[:, i].std()) < _ROUNDING * float(_known(samples.y[:, o]).std())
 
 
 def _partial_r2(problem: _Problem, c: int, free: _Fit) -> float:
@@ -607,12 +622,18 @@ def _scaled(samples: Samples, o: int, problem: _Problem, free: _Fit, sure: Seque
 def _flat(
     samples: Samples, o: int, i: int, problem: _Problem, pairs: _Pairs, slot: Array, found: Diagnosis
 ) -> Agreement:
-    """Judge a column that is constant: right for a function that is linear along its input, else a mistake."""
-    name, number = samples.columns[o, i], float(_known(samples.partials[:, o, i])[0])
+    """Judge a column that is constant: right for a function that is linear along its input, else a mistake.
+
+    A column among those that were compared is taken for zero.
+    """
+    name, compared = samples.columns[o, i], i in problem.inputs
+    number = 0.0 if compared else float(_known(samples.partials[:, o, i])[0])
+    shown = "zero up to rounding" if compared else f"{number:g}"
     slopes = _slopes(problem.step[:, i], problem.middle)
     others = [j for j in range(len(samples.inputs)) if j not in problem.inputs and j != i]
     rest = [_slopes(problem.step[:, j], problem.middle) for j in others]
-    base = np.concatenate([problem.terms, *rest], axis=1)
+    terms = problem.terms[:, [j != i for j in problem.inputs]]
+    base = np.concatenate([terms, *rest], axis=1)
     change = problem.change - number * problem.step[:, i]
     without = _fit(base, change, problem.weight, problem.cluster) if base.shape[1] else None
     with_it = _fit(np.concatenate([base, slopes], axis=1), change, problem.weight, problem.cluster)
@@ -620,9 +641,7 @@ def _flat(
     count = len(np.unique(problem.cluster))
     sure = before - with_it.residual > 2 * _SURE**2 * slopes.shape[1] * with_it.residual / count
     if before > 1.5 * with_it.residual and sure:
-        text = (
-            f"column {name!r} is {number:g} in every row, but the values change along {samples.inputs[i]!r} otherwise"
-        )
+        text = f"column {name!r} is {shown} in every row, but the values change along {samples.inputs[i]!r} otherwise"
         found.findings.append(Finding("constant", name, text))
         return Agreement(name, np.nan, np.nan, "constant")
     return Agreement(name, np.nan, np.nan, "agrees")
