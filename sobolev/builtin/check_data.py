@@ -113,11 +113,11 @@ def _guess(table: TableFile, pattern: str | None) -> tuple[list[str], list[str],
     return None
 
 
-def _read(table: TableFile, columns: Columns) -> Samples:
-    """Read up to `_ROWS` rows, in float64.
+def _read(table: TableFile, columns: Columns, dtype: str = "float64") -> Samples:
+    """Read up to `_ROWS` rows, in float64; ``dtype`` is that of training.
 
     Raises:
-        DataError: no partials, no rows, cells that are no numbers or infinite: training refuses them, too.
+        DataError: no partials, no rows, cells that are no numbers, or infinite: training refuses them, too.
     """
     import numpy as np
 
@@ -131,8 +131,9 @@ def _read(table: TableFile, columns: Columns) -> Samples:
     share = min(1.0, _ROWS / max(1, table.most_rows()))
     parts, rows = [], []
     for chunk in table.chunks(columns.numbers, (), np.dtype(np.float64), faults):
-        for row, column in np.argwhere(np.isinf(chunk.numbers)):
-            faults.cell(table.place(chunk.start + int(row)), columns.numbers[column], "an infinite number")
+        for row, column in np.argwhere(np.abs(chunk.numbers) > np.finfo(dtype).max):
+            text = "an infinite number" + (", or one too large for float32" if dtype == "float32" else "")
+            faults.cell(table.place(chunk.start + int(row)), columns.numbers[column], text)
         chosen = np.flatnonzero(random.random(len(chunk.numbers)) < share)
         parts.append(chunk.numbers[chosen])
         rows.append(chunk.start + chosen)
@@ -192,7 +193,7 @@ def _of_table(plan: RunPlan, spec: Mapping[str, Any]) -> Samples:
     partials: Partials = spec.get("partials")
     columns = assign(table, spec["inputs"], spec["values"], partials, None, None, faults)
     faults.raise_any()
-    return _read(table, columns)
+    return _read(table, columns, plan.recipe.dtype)
 
 
 def _of_target(plan: RunPlan, registry: Any, name: str) -> Samples:

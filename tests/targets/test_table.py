@@ -596,6 +596,10 @@ def test_parquet_texts_in_a_dictionary_and_dates_as_groups(tmp_path: Path) -> No
     assert made.store.summary.labels == ["1970-01-01", "1970-01-02", "1970-01-03", "1970-01-04"]
     says(tmp_path, "t.parquet", "column 'day' holds date32[day], not one number per row", inputs=["t", "day"],
          partials=None)  # fmt: skip
+    moments = pa.array([i % 4 for i in range(40)], pa.timestamp("ns"))
+    pq.write_table(pa.table({**array, "day": moments}), tmp_path / "t.parquet")
+    made = target(tmp_path, "t.parquet", split={"group": "day", "test": 0.25})
+    assert made.store.summary.labels[1] == "1970-01-01 00:00:00.000000001"
     pq.write_table(pa.table({**array, "day": [[1]] * 40}), tmp_path / "t.parquet")
     says(tmp_path, "t.parquet", "column 'day' holds list<element: int64>, not one text", split={"group": "day"})
 

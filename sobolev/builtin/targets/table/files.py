@@ -303,10 +303,12 @@ class _Parquet(TableFile):
                         if not pa.types.is_floating(column.type):
                             column = column.cast(pa.float64(), safe=False)
                         found[:, j] = column.to_numpy(zero_copy_only=False)
-                cells = {
-                    name: ["" if c is None else str(c) for c in batch.column(wanted.index(column)).to_pylist()]
-                    for name, column in zip(texts, raw[len(numbers) :], strict=True)
-                }
+                cells = {}
+                for name, label in zip(texts, raw[len(numbers) :], strict=True):
+                    column = batch.column(wanted.index(label))
+                    if pa.types.is_temporal(column.type):  # Python's times have no nanoseconds
+                        column = column.cast(pa.string())
+                    cells[name] = ["" if c is None else str(c) for c in column.to_pylist()]
                 yield Chunk(start, found, cells)
                 start += batch.num_rows
         except (pa.ArrowException, OSError) as error:
