@@ -277,6 +277,101 @@ def test_few_samples_are_drawn_large_and_counted_in_few_bins(tmp_path: Path, dra
     assert bins == [10, 40]
 
 
+def heldout_run(
+    folder: Path, name: str, quantities: dict[str, list[str]], variant: str = "only", seed: int = 0
+) -> RunRecord:
+    """Return a run that recorded the quantities of some outputs, each with a target of its own."""
+    directory = folder / variant / str(seed)
+    (directory / "records").mkdir(parents=True)
+    outputs, labels = zip(*((output, label) for output, found in quantities.items() for label in found), strict=True)
+    target = np.arange(len(labels))[:, None] + np.linspace(0, 1, 12)
+    np.savez(
+        directory / f"records/{name}.npz", outputs=np.array(outputs), labels=np.array(labels), target=target,
+        student=target + 0.01,
+    )  # fmt: skip
+    return RunRecord(variant, seed, directory, {}, "finished")
+
+
+def profiles_run(folder: Path, variant: str, inputs: list[str], outputs: list[str]) -> RunRecord:
+    """Return a run that recorded profiles, with a target that says how many inputs and outputs there are."""
+    directory = folder / variant
+    (directory / "records").mkdir(parents=True)
+    x = np.tile(np.linspace(0, 1, 5), (len(inputs), 1))
+    numbers = np.full((len(outputs), *x.shape), float(len(inputs)))
+    np.savez(
+        directory / "records/profiles.npz", inputs=np.array(inputs), outputs=np.array(outputs), x=x,
+        student_value=numbers, student_partial=numbers, target_value=numbers, target_partial=numbers,
+    )  # fmt: skip
+    return RunRecord(variant, 0, directory, {}, "finished")
+
+
+def test_outputs_of_like_names_have_files_of_their_own(tmp_path: Path) -> None:
+    outputs = ["u/v", "u v", "U [m]", "u-v-2", "+", "-"]
+    expected = ["-u-v", "-u-v-3", "-U", "-u-v-2", "", "-2"]
+    assert style.file_names("errors", outputs) == [f"errors{part}" for part in expected]
+    assert style.file_names("errors", ["u", "U [m]"]) == ["errors-u", "errors-U-2"]
+    assert style.file_names("errors", ["u/v"]) == ["errors"]
+    for name in ("parity", "errors"):
+        run = heldout_run(tmp_path / name, name, {"u/v": ["u/v"], "u v": ["u v"]})
+        files = report(name).draw([run], tmp_path)
+        assert [file.name for file in files] == [f"{name}-u-v.png", f"{name}-u-v-2.png"]
+    files = report("profiles").draw([profiles_run(tmp_path / "p", "only", ["x"], ["u/v", "u v"])], tmp_path)
+    assert [file.name for file in files] == ["profiles-u-v.png", "profiles-u-v-2.png"]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_profiles_of_other_inputs_are_drawn_apart(
+    reverse: bool, tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    given = {"a": ["x"], "b": ["x", "y"], "c": ["T", "v"], "d": ["x"]}
+    runs = [profiles_run(tmp_path, variant, inputs, ["f"]) for variant, inputs in given.items()]
+    report("profiles").draw(runs[::-1] if reverse else runs, tmp_path)
+    assert [name for name, _ in drawn] == ["profiles-f", "profiles-f-2", "profiles-f-3"]
+    seen = {}
+    for _, figure in drawn:
+        shown = panels(figure)
+        inputs = [axes.get_xlabel() for axes in shown if axes.get_xlabel()]
+        for axes in shown:
+            *students, target = axes.lines
+            assert set(target.get_ydata()) == {len(inputs)}
+            seen |= {line.get_label(): inputs for line in students}
+    assert seen == given
+
+
+@pytest.mark.parametrize("name", ["parity", "errors"])
+def test_other_quantities_of_an_output_are_drawn_apart(
+    name: str, tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    given = {
+        "values": ["f"], "one": ["f", "df/dx"], "two": ["f", "df/dx", "df/dy"], "others": ["f", "df/dT", "df/dv"],
+        "again": ["f", "df/dx"],
+    }  # fmt: skip
+    runs = [heldout_run(tmp_path, name, {"f": labels}, variant) for variant, labels in given.items()]
+    report(name).draw(runs, tmp_path)
+    assert [file for file, _ in drawn] == [f"{name}-f", f"{name}-f-2"]
+    titles = [[axes.get_title() for axes in figure.axes if axes.get_title()] for _, figure in drawn]
+    assert titles == [["f", "df/dx", "df/dy"], ["f", "df/dT", "df/dv"]]
+    variants = ["values", "one", "two", "again"]
+    for (_, figure), expected in zip(drawn, (variants, ["others"]), strict=True):
+        if name == "errors":
+            assert [step.get_label() for step in panels(figure)[0].patches] == expected
+        else:
+            rows = [axes.get_ylabel() for axes in panels(figure) if axes.get_ylabel()]
+            assert rows == [f"{variant}\nstudent" for variant in expected]
+
+
+def test_parity_shows_the_first_seed_that_has_a_record(tmp_path: Path, drawn: list[tuple[str, Figure]]) -> None:
+    failed = RunRecord("a", 0, tmp_path / "none", {}, "failed")
+    runs = [heldout_run(tmp_path, "parity", {"f": ["f"]}, *of) for of in (("a", 2), ("a", 1), ("b", 0))]
+    report("parity").draw([failed, *runs], tmp_path)
+    ((_, figure),) = drawn
+    assert [axes.get_ylabel() for axes in panels(figure)] == ["a\nstudent", "b\nstudent"]
+    assert all(len(axes.lines[1].get_xdata()) == 12 for axes in panels(figure))  # of one seed
+    report("parity", seed=2).draw([failed, *runs], tmp_path)
+    assert [axes.get_ylabel() for axes in panels(drawn[1][1])] == ["a\nstudent"]
+    assert report("parity").draw([failed], tmp_path) == []
+
+
 def test_labels() -> None:
     assert split_label("sobolev,target=booth,train=20") == ("sobolev", {"target": "booth", "train": "20"})
     assert split_label("default") == ("default", {})

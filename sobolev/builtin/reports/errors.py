@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sobolev.builtin.reports.heldout import Quantity, gather, read
-from sobolev.builtin.reports.style import colours, file_name, plain, save
+from sobolev.builtin.reports.style import colours, file_names, plain, save
 from sobolev.components import Report, RunRecord, Trained
 
 _BINS = (10, 40)  # least and most
@@ -32,11 +32,9 @@ class Errors(Report):
 
     def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
         """Draw a figure per output, in it a panel per quantity."""
-        found = read(runs, self.name, None)
-        return [
-            save(self._figure(variants), directory, file_name(self.name, output if len(found) > 1 else ""))
-            for output, variants in found.items()
-        ]
+        found = read(runs, self.name)
+        names = file_names(self.name, [output for output, _ in found])
+        return [save(self._figure(variants), directory, name) for name, (_, variants) in zip(names, found, strict=True)]
 
     def _figure(self, found: Mapping[str, list[Quantity]]) -> Figure:
         palette = colours(list(found))

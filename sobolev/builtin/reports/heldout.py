@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -31,6 +32,10 @@ class Quantity:
     label: str
     target: np.ndarray
     student: np.ndarray
+
+
+_Found = dict[tuple[str, tuple[str, ...]], dict[str, list[list[Quantity]]]]
+"""By output and labels: quantities by variant, a list of them per run."""
 
 
 def gather(trained: Trained, limit: int, output: int | None) -> Mapping[str, np.ndarray] | None:
@@ -75,12 +80,22 @@ def numbered(name: str, count: int) -> list[str]:
     return [f"{name}{i + 1}" for i in range(count)]
 
 
-def read(runs: Sequence[RunRecord], name: str, seed: int | None) -> dict[str, dict[str, list[Quantity]]]:
-    """Return the quantities by output and variant, over all seeds or of one."""
-    found: dict[str, dict[str, list[list[Quantity]]]] = {}
+def recorded(run: RunRecord, name: str) -> Path | None:
+    """Return the file in which a run recorded the numbers of a report, or None where it has none."""
+    file = run.directory / "records" / f"{name}.npz"
+    return file if file.is_file() else None
+
+
+def read(runs: Sequence[RunRecord], name: str) -> list[tuple[str, dict[str, list[Quantity]]]]:
+    """Return outputs, and the quantities of each by variant, over all seeds of the runs.
+
+    An output comes once for all variants that recorded the same quantities of it, or only the first of these, and again
+    for those that recorded others.
+    """
+    found: _Found = {}
     for run in runs:
-        file = run.directory / "records" / f"{name}.npz"
-        if seed not in (None, run.seed) or not file.is_file():
+        file = recorded(run, name)
+        if file is None:
             continue
         with np.load(file, allow_pickle=False) as stored:
             rows = list(zip(*(stored[n] for n in ("outputs", "labels", "target", "student")), strict=True))
@@ -88,11 +103,27 @@ def read(runs: Sequence[RunRecord], name: str, seed: int | None) -> dict[str, di
         for output, label, target, student in rows:
             of_run.setdefault(str(output), []).append(_quantity(str(label), target, student))
         for output, quantities in of_run.items():
-            found.setdefault(output, {}).setdefault(run.variant, []).append(quantities)
-    return {
-        output: {variant: [_joined(parts) for parts in zip(*seeds, strict=True)] for variant, seeds in of.items()}
-        for output, of in found.items()
-    }
+            labels = tuple(quantity.label for quantity in quantities)
+            found.setdefault((output, labels), {}).setdefault(run.variant, []).append(quantities)
+    made = []
+    for (output, _), variants in _together(found).items():
+        ordered = [variant for variant in dict.fromkeys(run.variant for run in runs) if variant in variants]
+        joined = {v: [_joined(parts) for parts in zip(*variants[v], strict=True)] for v in ordered}
+        made.append((output, joined))
+    return made
+
+
+def _together(found: _Found) -> _Found:
+    """Return what was found, with variants that have fewer quantities among those that have the same and more."""
+    made = dict(found)
+    for key in sorted(found, key=lambda key: len(key[1])):
+        output, labels = key
+        for other in made:
+            more = other[0] == output and len(other[1]) > len(labels) and other[1][: len(labels)] == labels
+            if more and not made[other].keys() & made[key].keys():
+                made[other] = made[other] | made.pop(key)
+                break
+    return made
 
 
 def _joined(parts: Sequence[Quantity]) -> Quantity:

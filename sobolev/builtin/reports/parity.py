@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.heldout import Quantity, gather, read
-from sobolev.builtin.reports.style import colours, file_name, plain, save
+from sobolev.builtin.reports.heldout import Quantity, gather, read, recorded
+from sobolev.builtin.reports.style import colours, file_names, plain, save
 from sobolev.components import Report, RunRecord, Trained
 
 
@@ -30,13 +30,14 @@ class Parity(Report):
         return gather(trained, self.samples, self.output)
 
     def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
-        """Draw one seed of every variant, the first by default."""
-        seeds = [run.seed for run in runs]
-        found = read(runs, self.name, self.seed if self.seed is not None else min(seeds, default=0))
-        return [
-            save(self._figure(variants), directory, file_name(self.name, output if len(found) > 1 else ""))
-            for output, variants in found.items()
-        ]
+        """Draw one seed of every variant, by default the first that recorded something."""
+        chosen: dict[str, RunRecord] = {}
+        for run in sorted(runs, key=lambda r: r.seed):
+            if self.seed in (None, run.seed) and recorded(run, self.name) is not None:
+                chosen.setdefault(run.variant, run)
+        found = read([run for run in runs if chosen.get(run.variant) is run], self.name)
+        names = file_names(self.name, [output for output, _ in found])
+        return [save(self._figure(variants), directory, name) for name, (_, variants) in zip(names, found, strict=True)]
 
     def _figure(self, found: Mapping[str, list[Quantity]]) -> Figure:
         columns = max(map(len, found.values()))

@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.heldout import numbered, outputs_of
-from sobolev.builtin.reports.style import colours, file_name, plain, save
+from sobolev.builtin.reports.heldout import numbered, outputs_of, recorded
+from sobolev.builtin.reports.style import colours, file_names, plain, save
 from sobolev.components import Report, RunRecord, Trained
 from sobolev.tables import partial_label
 
@@ -67,19 +67,22 @@ class Profiles(Report):
 
         The band reaches from the least to the greatest seed; of an ensemble, each with the spread of its members.
         """
-        found: dict[str, dict[str, list[dict[str, np.ndarray]]]] = {}
+        found: dict[tuple[str, ...], dict[str, list[dict[str, np.ndarray]]]] = {}
         for run in runs:
-            file = run.directory / "records" / f"{self.name}.npz"
-            if not file.is_file():
+            file = recorded(run, self.name)
+            if file is None:
                 continue
             with np.load(file, allow_pickle=False) as stored:
                 whole = {name: stored[name] for name in stored.files}
             for o, output in enumerate(whole.pop("outputs")):
                 record = {name: array if name in ("inputs", "x") else array[o] for name, array in whole.items()}
-                found.setdefault(str(output), {}).setdefault(run.variant, []).append(record)
+                # Runs of other inputs are drawn apart: the figure has a column per input, under its name.
+                key = (str(output), *map(str, whole["inputs"]))
+                found.setdefault(key, {}).setdefault(run.variant, []).append(record)
+        names = file_names(self.name, [output for output, *_ in found])
         return [
-            save(self._figure(variants, output), directory, file_name(self.name, output if len(found) > 1 else ""))
-            for output, variants in found.items()
+            save(self._figure(variants, output), directory, name)
+            for name, ((output, *_), variants) in zip(names, found.items(), strict=True)
         ]
 
     def _figure(self, found: Mapping[str, list[dict[str, np.ndarray]]], output: str) -> Figure:

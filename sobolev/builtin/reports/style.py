@@ -76,9 +76,25 @@ def log_axis(axes: Axes) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def file_name(report: str, part: str = "") -> str:
-    """Return the name of a file for a part of a report, such as one output; units are left out."""
-    return "-".join([report, *re.findall(r"[\w.]+", split_unit(part)[0])])
+def file_names(report: str, parts: Sequence[str]) -> list[str]:
+    """Return a name of a file for every part of a report, such as every output; a single part needs none of its own.
+
+    Units are left out. Names that would be equal, also where a file system does not tell capitals apart, get a number.
+    """
+    if len(parts) == 1:
+        return [report]
+    slugs = ["-".join([report, *re.findall(r"[\w.]+", split_unit(part)[0])]) for part in parts]
+    names: list[str] = []
+    taken = {slug.casefold() for slug in slugs}
+    for i, slug in enumerate(slugs):
+        name, number = slug, 1
+        if slug.casefold() in {earlier.casefold() for earlier in slugs[:i]}:
+            while name.casefold() in taken:
+                number += 1
+                name = f"{slug}-{number}"
+        taken.add(name.casefold())
+        names.append(name)
+    return names
 
 
 def save(figure: Figure, directory: Path, name: str) -> Path:
