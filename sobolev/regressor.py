@@ -47,6 +47,9 @@ MANY_INPUTS = 5
 """Up to as many inputs two layers are used, beyond one wide layer, which needs more polishing and `SMOOTH` alone:
 samples that resolve waves in many directions are never there."""
 
+FEW_SAMPLES = 50
+"""Up to as many samples a network with `ROUGH` is small: a larger one bends more between them than they can tell."""
+
 TREND_STEPS = 200
 
 
@@ -64,7 +67,8 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     partials of those held out best, by the mean log error, is trained on everything.
 
     Args:
-        hidden: units of each hidden layer, or None for (64, 64), and (128,) where X has more than five columns.
+        hidden: units of each hidden layer, or None for (64, 64), (128,) where X has more than five columns, and
+            (16, 16) for ``tanh`` on up to 50 samples.
         activation: a smooth one (``silu``, ``tanh``, ``softplus``, ``gelu``) for smooth partials; or None for
             ``silu`` or, where X has up to five columns and held-out samples say so, ``tanh``.
         members: networks, which differ by their first weights; predictions are their mean.
@@ -267,7 +271,8 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         inputs = samples.x.shape[1]
         hidden = self.hidden
         if hidden is None:
-            hidden = (64, 64) if inputs <= MANY_INPUTS else (128,)
+            small = activation == ROUGH and len(samples.x) <= FEW_SAMPLES
+            hidden = (128,) if inputs > MANY_INPUTS else (16, 16) if small else (64, 64)
         phases = self._phases(regime, inputs, steps)
         weight = 0.0 if samples.dydx is None or regime == "trend" else float(self.derivative_weight)
         recipe: dict[str, Any] = {
