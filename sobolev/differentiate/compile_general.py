@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sobolev.differentiate.autograd import differentiate
 from sobolev.differentiate.compile import TOLERANCE, Disagreement, compiler, without_warnings
-from sobolev.differentiate.program import HOOKS
+from sobolev.differentiate.structure import Structure
 from sobolev.vocabulary import VALUE, Contraction, Jet, Key, Points, Probe
 
 _SAVED_PER_OPERATION = 7e-6
@@ -51,7 +51,7 @@ class GeneralCompiler:
         self.module, self.function = module, function
         self.failure = ""
         self._made: dict[Any, _Compiled] = {}
-        self._attributes = _attributes(module)
+        self._structure = Structure(module)
 
     def reason_against(self, points: Points, probe: Probe, detached: frozenset[Key], steps: int) -> str:
         """Return why a run does not compile this measurement, or nothing where it does.
@@ -75,8 +75,8 @@ class GeneralCompiler:
 
     def __call__(self, points: Points, probe: Probe, detached: frozenset[Key]) -> Jet:
         """Return the jet, with graph, detached where asked."""
-        if not self.failure and _attributes(self.module) != self._attributes:
-            self.failure = "attributes or hooks of the module changed since it was traced"
+        if not self.failure and not self._structure.current(modes=False):
+            self.failure = "layers, attributes or hooks of the module changed since it was traced"
         if self.failure:
             return self._eagerly(points, probe, detached)
         inputs = _Inputs(self.module, points, probe)
@@ -244,16 +244,6 @@ def _agree(found: Tensor, expected: Tensor, size: float, what: str) -> None:
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-
-def _attributes(module: nn.Module) -> list[Any]:
-    """Return what a trace takes for constant: plain attributes of all layers, and whether there are hooks."""
-    plain = (bool, int, float, str, type(None))
-    return [
-        ({k: v for k, v in vars(layer).items() if isinstance(v, plain) and k != "training"},
-         [bool(getattr(layer, name, None)) for name in HOOKS])
-        for layer in module.modules()
-    ]  # fmt: skip
 
 
 def _first_line(error: Exception) -> str:

@@ -277,7 +277,7 @@ class Measurer:
     def _choice(self, points: Points, probe: Probe, detached: frozenset[Key], create_graph: bool) -> _Choice:
         program = self._program()
         asked = _asked(probe)
-        # A program is made anew when a layer changes its mode; then the choice is too.
+        # A program is made anew when the module changes; then the choice is too.
         known = self._known.get((program, asked, detached, create_graph))
         if known is None:
             known = self._choose(program, asked, points, probe, detached, create_graph)
@@ -364,7 +364,7 @@ class Measurer:
         return rows >= _LARGE and self.site.outputs == 1
 
     def _program(self) -> Program | str:
-        """Return the program of the module in its present mode, or why it is none."""
+        """Return the program of the module as it is now, or why it is none; what is none once stays it in its mode."""
         mode = self.module.training
         known = self._programs.get(mode)
         if known is None or (isinstance(known, Program) and not known.current):
@@ -372,6 +372,8 @@ class Measurer:
                 known = recognise(self.module) if len(self.names) == 1 else "the student reads several inputs"
             except Unrecognised as reason:
                 known = str(reason)
+            former = self._programs.get(mode)
+            self._known = {key: made for key, made in self._known.items() if key[0] is not former}
             self._programs[mode] = known
             self._linearizers = {key: made for key, made in self._linearizers.items() if key[0] != mode}
         return known

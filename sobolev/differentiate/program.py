@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from sobolev.differentiate import operations as ops
 from sobolev.differentiate.elementwise import activation_of, activation_of_function
 from sobolev.differentiate.operations import Operation
+from sobolev.differentiate.structure import Structure
 from sobolev.scaling import Restore, Scaling, Standardise
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -52,7 +53,7 @@ class Program:
         sources: parameters and buffers that they read, as (layer, name): a layer's tensor may be replaced at any time.
         curved: whether any operation is other than piecewise linear.
         random: whether any operation draws random numbers.
-        modes: the layers whose ``training`` flag the recognition depended on, with that flag.
+        structure: of the module, as it was recognised.
         values, adjoints, tangents: numbers of the nodes whose values and so on a parameter gradient needs.
         first: number of the first node that has parameters.
     """
@@ -61,7 +62,7 @@ class Program:
     sources: tuple[tuple[nn.Module, str], ...]
     curved: bool
     random: bool
-    modes: tuple[tuple[nn.Module, bool], ...]
+    structure: Structure
     values: frozenset[int]
     adjoints: frozenset[int]
     tangents: frozenset[int]
@@ -77,8 +78,8 @@ class Program:
 
     @property
     def current(self) -> bool:
-        """Whether the layers are still in the mode that was recognised."""
-        return all(module.training == mode for module, mode in self.modes)
+        """Whether the module is still what was recognised, in the same mode; its tensors may be others."""
+        return self.structure.current()
 
     def widths(self, x: Tensor) -> list[int]:
         """Return the numbers per sample of the input and of every node, from a pass over ``x``."""
@@ -108,7 +109,7 @@ def recognise(module: nn.Module) -> Program:
     except Exception as error:
         # Whatever a forward does that tracing refuses (control flow on values, other libraries) is not a program.
         raise Unrecognised(f"its forward cannot be traced: {type(error).__name__}: {error}") from error
-    return _Builder(root, graph).build()
+    return _Builder(root, graph).build(Structure(module))
 
 
 def _check_hooks(module: nn.Module) -> None:
@@ -132,11 +133,10 @@ class _Builder:
         self.modules = dict(root.named_modules())
         self.nodes: list[Node] = []
         self.tensors: list[tuple[nn.Module, str]] = []
-        self.modes: list[tuple[nn.Module, bool]] = []
         self.numbers: dict[fx.Node, int] = {}
         self.used: set[str] = set()
 
-    def build(self) -> Program:
+    def build(self, structure: Structure) -> Program:
         result: int | None = None
         for node in self.graph.nodes:
             if node.op == "placeholder":
@@ -168,7 +168,7 @@ class _Builder:
             tuple(self.tensors),
             curved=bool(curved),
             random=any(isinstance(operation, ops.Dropout) for _, operation, _ in made),
-            modes=tuple(self.modes),
+            structure=structure,
             values=values,
             adjoints=frozenset(i for i, _ in with_tensors + curved),
             tangents=values | frozenset(source for _, sources in curved for source in sources),
@@ -230,7 +230,6 @@ class _Builder:
         if isinstance(layer, nn.Flatten) and layer.start_dim == 1 and layer.end_dim == -1:
             return ops.Flatten()
         if isinstance(layer, nn.Dropout) and kind is nn.Dropout:
-            self.modes.append((layer, layer.training))
             return ops.Dropout(layer.p) if layer.training and layer.p > 0 else ops.Identity()
         if kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
             return self._norm(layer)
@@ -248,7 +247,6 @@ class _Builder:
         )
 
     def _norm(self, layer: Any) -> Operation:
-        self.modes.append((layer, layer.training))
         if layer.training or layer.running_mean is None:
             raise Unrecognised(f"{type(layer).__name__} with the statistics of the batch couples its samples")
         return ops.FrozenNorm(layer.eps, tensors=self._keep(layer, "running_mean", "running_var", "weight", "bias"))

@@ -208,6 +208,21 @@ def test_an_attribute_that_changes_is_seen(uncompiled: None) -> None:
         assert ("attributes or hooks of the module changed" in compiled.failure) == (scale == 2.5)
 
 
+def test_another_layer_of_the_same_shapes_is_seen(uncompiled: None) -> None:
+    module = Odd(lambda self, h: self.bent(h))
+    module.bent = nn.Tanh()
+    compiled, measurer = compiler_of(module)
+    points = points_of((3,), 1)
+    before = compiled(points, FULL, NOTHING)
+    module.eval()
+    compiled(points, FULL, NOTHING)
+    assert not compiled.failure
+    module.bent = nn.Sigmoid().eval()
+    after = compiled(points, FULL, NOTHING)
+    same("d/dx", after[X], measurer.measure(points, FULL)[X])
+    assert not torch.equal(before[X], after[X]) and "layers" in compiled.failure
+
+
 def test_a_hook_that_comes_later_is_seen(uncompiled: None) -> None:
     module = Odd(lambda _, h: h)
     compiled, _ = compiler_of(module)

@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations
 
 from sobolev.differentiate.measure import GENERAL, PASSES
 from sobolev.differentiate.program import Unrecognised, recognise
+from sobolev.differentiate.structure import Structure
 from sobolev.vocabulary import Contraction, Probe
 
 FULL = Probe({("x",): Contraction(None, (None,))})
@@ -215,3 +216,44 @@ def test_blocks_of_rows_change_nothing(kind: str, name: str, monkeypatch: pytest
 def test_without_graph_nothing_is_kept() -> None:
     jet = measurer_of(network("tanh", 2), head_of("identity"), (3,), 2).measure(points_of((3,), 2), FULL, False)
     assert not jet.value.requires_grad and not jet["x",].requires_grad
+
+
+def test_a_network_that_changes_is_recognised_anew() -> None:
+    module = network("tanh", 2)
+    measurer = measurer_of(module, head_of("identity"), (3,), 2)
+    points = points_of((3,), 2)
+    for layer in (module[1], nn.Sigmoid(), nn.SiLU(), nn.PReLU().double()):
+        module[1] = layer
+        jet = measurer.measure(points, FULL)
+        for i, x in enumerate(points.inputs["x"]):
+            row = torch.autograd.functional.jacobian(lambda x: module(x[None])[0], x)
+            assert_close(jet["x",][i], row, type(layer).__name__)
+        assert measurer.engine(points, FULL) == (GENERAL if isinstance(layer, nn.PReLU) else PASSES)
+        assert len(measurer._known) == 1  # nothing of the former network is kept
+
+
+def test_what_a_structure_sees() -> None:
+    class Block(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(3, 3), nn.Identity())
+            self.functions, self.constant = [torch.tanh], torch.ones(2)
+
+    def structure_after(change: Callable[[Block], object]) -> Structure:
+        block = Block()
+        structure = Structure(block)
+        assert structure.current()
+        change(block)
+        return structure
+
+    seen: list[Callable[[Block], object]] = [
+        lambda block: block.functions.append(torch.relu),
+        lambda block: setattr(block, "constant", torch.ones(2)),
+        lambda block: block.register_parameter("scale", nn.Parameter(torch.ones(3))),
+        lambda block: block[0].register_buffer("mask", torch.ones(3)),
+        lambda block: setattr(block[0], "bias", None),
+        lambda block: block[0].__delattr__("bias"),
+    ]
+    assert not any(structure_after(change).current() for change in seen)
+    assert structure_after(lambda block: setattr(block[0], "weight", nn.Parameter(torch.ones(3, 3)))).current()
+    switched = structure_after(lambda block: block[1].eval())
+    assert switched.current(modes=False) and not switched.current()
