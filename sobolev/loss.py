@@ -82,16 +82,31 @@ class SobolevLoss(nn.Module):
         """Return the loss, a scalar with graph.
 
         Args:
-            module: ``(B, *x)`` -> ``(B, n)``.
+            module: ``(B, *x)`` -> ``(B, n)``; may be another one, or have other layers, in every call.
             x: ``(B, *x)``.
             y: values after the head ``(B, m)``, or ``(B,)`` for one; or a teacher: a function or frozen module from
                 ``(B, *x)`` to outputs ``(B, n)`` before the head, which is then differentiated.
             dydx: recorded partials ``(B, m, *x)``, or ``(B, *x)`` for one value; NaN where one is missing.
-            weight: ``(B,)`` or None.
+            weight: of every sample, ``(B,)`` or ``(B, 1)``, none negative; or None for ones.
 
         Raises:
-            ComponentError: shapes that do not fit, or partials that are missing altogether.
+            ComponentError: shapes that do not fit, partials that are missing altogether, a negative or infinite weight.
         """
+        if weight is not None:
+            weight = _weight(weight, x)
+        self.calls += 1
+        last = self._last
+        try:
+            return self._loss(module, x, y, dydx, weight)
+        except Exception:
+            self._last = None  # what it took for the number of outputs may have been the mistake
+            if last is None or isinstance(y, Tensor):
+                raise
+        return self._loss(module, x, y, dydx, weight)  # a teacher is asked for its outputs once; they may be others now
+
+    def _loss(
+        self, module: nn.Module, x: Tensor, y: Tensor | Teacher, dydx: Tensor | None, weight: Tensor | None
+    ) -> Tensor:
         measurer = self._measurer(module, x, y)
         site = measurer.site
         keys = self.objective.keys(site)
@@ -103,7 +118,6 @@ class SobolevLoss(nn.Module):
             points = Points({"x": x.detach()}, ("x",), points.index, weight, recorded.known)
         elif dydx is not None:
             raise ComponentError("SobolevLoss: a teacher is differentiated by itself; give no dydx beside it")
-        self.calls += 1
         noise = Noise(self.seed, "train", self.calls, "loss")
         probe = restrict(self.estimator.probe(points, outputs, keys, noise), points)
         reference = _asked(recorded, probe) if recorded is not None else self._taught(y, points, probe)
@@ -121,12 +135,14 @@ class SobolevLoss(nn.Module):
     def _measurer(self, module: nn.Module, x: Tensor, y: Tensor | Teacher) -> Measurer:
         shape = tuple(x.shape[1:])
         last = self._last
-        if last is not None and last.module is module and last.site.inputs["x"] == shape:
-            return last
-        # Asked of the other side: a pass of the module itself could change it (running statistics).
+        known = last if last is not None and last.module is module and last.site.inputs["x"] == shape else None
         if isinstance(y, Tensor):
             outputs = 1 if y.ndim == 1 else y.shape[-1]
-        else:
+            if known is not None and known.site.outputs == outputs:
+                return known
+        elif known is not None:
+            return known
+        else:  # asked of the teacher: a pass of the module itself could change it (running statistics)
             with torch.no_grad():
                 outputs = y(x[:1]).shape[-1]
         site = Site({"x": shape}, outputs, ("x",))
@@ -146,6 +162,21 @@ def _built(kind: str, spec: Any, path: Path) -> Any:
         said = [": ".join(filter(None, (".".join(map(str, p.path)), p.message))) for p in problems]
         raise RecipeError("SobolevLoss: " + "\n".join(said))
     return registry.build(kind, checked)
+
+
+def _weight(weight: Tensor, x: Tensor) -> Tensor:
+    """Return sample weights as ``(B,)``."""
+    if tuple(weight.shape) not in ((len(x),), (len(x), 1)):
+        raise ComponentError(
+            f"SobolevLoss: weight has the shape {tuple(weight.shape)}, expected {(len(x),)} (B,): one number per sample"
+        )
+    fit = (weight >= 0) & weight.isfinite()
+    if not bool(fit.all()):
+        raise ComponentError(
+            f"SobolevLoss: a sample's weight is {weight[~fit][0].item():g}, expected a number of at least 0; "
+            "a sample of weight 0 does not count"
+        )
+    return weight.reshape(-1)
 
 
 def _recorded(x: Tensor, y: Tensor, dydx: Tensor | None, keys: tuple[Key, ...], outputs: int) -> Jet:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from sobolev import ComponentError, RecipeError, SobolevLoss
 
@@ -139,6 +141,89 @@ def test_in_a_module_it_adds_no_parameters_and_can_be_copied() -> None:
     assert set(module.state_dict()) == {f"net.{name}" for name in module.net.state_dict()}
     for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(copied.training_step(samples(), 0), first)
+
+
+CHANGES: dict[str, Callable[[nn.Sequential], object]] = {
+    "nothing": lambda net: None,
+    "another layer": lambda net: net.__setitem__(2, nn.Linear(8, 2).double()),
+    "another activation": lambda net: net.__setitem__(1, nn.SiLU()),
+    "an activation's option": lambda net: setattr(net[1], "negative_slope", 0.5),
+    "one layer more": lambda net: net.append(nn.Tanh()),
+    "a layer between": lambda net: net.insert(1, nn.Linear(8, 8).double()),
+    "a layer less": lambda net: net.pop(3),
+    "in a block": lambda net: net[0].append(nn.Tanh()),
+    "another order": lambda net: (layer := net[1], delattr(net, "1"), net.add_module("1", layer)),
+    "a hook": lambda net: net[2].register_forward_hook(lambda _, inputs, output: 2 * output),
+    "a hook before": lambda net: net[2].register_forward_pre_hook(lambda _, inputs: (2 * inputs[0],)),
+    "a forward on the instance": lambda net: setattr(net[1], "forward", torch.sin),
+    "another class": lambda net: setattr(net[1], "__class__", nn.Sigmoid),
+    "another weight": lambda net: setattr(net[2], "weight", nn.Parameter(torch.ones(2, 8).double())),
+    "no bias": lambda net: setattr(net[2], "bias", None),
+    "a bias": lambda net: setattr(net[0][0], "bias", nn.Parameter(torch.ones(8).double())),
+    "a shared weight": lambda net: setattr(net[0][2], "weight", net[0][1].weight),
+    "weight_norm": lambda net: nn.utils.weight_norm(net[2]),
+    "parametrised weight_norm": lambda net: nn.utils.parametrizations.weight_norm(net[2]),
+    "prune": lambda net: prune.random_unstructured(net[2], "weight", 0.5),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_module_may_be_changed_between_calls(change: str) -> None:
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Linear(3, 8, bias=False), nn.Linear(8, 8), nn.Linear(8, 8))
+    module = nn.Sequential(block, nn.LeakyReLU(0.1), nn.Linear(8, 2), nn.Tanh()).double()
+    x, y, dydx = samples(2)
+    loss = SobolevLoss()
+    for _ in range(2):
+        assert torch.allclose(loss(module, x, y, dydx), written_out(module, x, y, dydx), rtol=1e-12)
+    before = loss(module, x, y, dydx)
+    CHANGES[change](module)
+    found, expected = loss(module, x, y, dydx), written_out(module, x, y, dydx)
+    assert torch.allclose(found, expected, rtol=1e-12)
+    assert torch.allclose(found, before, rtol=1e-12) == (change == "nothing" or "weight_norm" in change)
+    ours, theirs = (torch.autograd.grad(value, list(module.parameters())) for value in (found, expected))
+    for a, b in zip(ours, theirs, strict=True):
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_a_call_that_failed_is_forgotten() -> None:
+    module, (x, y, dydx) = net(2), samples(2)
+    loss = SobolevLoss()
+    with pytest.raises(ComponentError):
+        loss(module, x, y[:, 0], dydx[:, 0])
+    expected = SobolevLoss()(module, x, y, dydx)
+    assert torch.equal(loss(module, x, y, dydx), expected)
+    with pytest.raises(ComponentError):
+        loss(module, x, lambda x: x[:, :1])
+    teacher = net(2, nn.Sigmoid)
+    assert torch.equal(loss(module, x, teacher), SobolevLoss()(module, x, teacher))
+
+
+@pytest.mark.parametrize("estimator", ["exact", "projected"])
+def test_student_and_teacher_may_get_more_outputs(estimator: str) -> None:
+    x, student, teacher = samples()[0], net(2), net(2, nn.Sigmoid)
+    loss = SobolevLoss(estimator=estimator)
+    loss(student, x, teacher)
+    student[2], teacher[2] = nn.Linear(8, 3).double(), nn.Linear(8, 3).double()
+    fresh = SobolevLoss(estimator=estimator)
+    fresh.calls = 1
+    assert torch.equal(loss(student, x, teacher), fresh(student, x, teacher))
+
+
+def test_sample_weights_are_checked() -> None:
+    module, (x, y, dydx) = net(), samples()
+    weight = torch.tensor([2.0, 1, 1, 1, 0, 1], dtype=torch.float64)
+    loss = SobolevLoss()
+    expected = loss(module, x, y, dydx, weight)
+    assert torch.equal(loss(module, x, y, dydx, weight[:, None]), expected)
+    for shape in ((1, 6), (6, 6), (5,), ()):
+        with pytest.raises(ComponentError, match=r"weight has the shape .*, expected \(6,\) \(B,\): one number per"):
+            loss(module, x, y, dydx, torch.ones(shape))
+    for bad, said in ((-1.5, "-1.5"), (torch.nan, "nan"), (torch.inf, "inf")):
+        weight[2] = bad
+        with pytest.raises(ComponentError, match=f"a sample's weight is {said}, expected a number of at least 0"):
+            loss(module, x, y, dydx, weight)
 
 
 def test_mistakes_are_explained() -> None:
