@@ -15,6 +15,7 @@ from sobolev import HEADS, Batch, ComponentError, Context, DataError, Site, Sobo
 from sobolev.build import build
 from sobolev.builtin.students.mlp import MLP
 from sobolev.distributed import World
+from sobolev.export import export_modules
 from sobolev.host import default_host
 from sobolev.optional import provide_torchvision_operators
 from sobolev.recipe.plan import load_plans
@@ -110,6 +111,70 @@ def test_a_program_of_one_batch_size_is_refused_with_the_way_out(tmp_path: Path)
     torch.export.save(torch.export.export(network().eval(), (torch.zeros(3, 3),)), tmp_path / "t.pt2")
     with pytest.raises(ComponentError, match=r"batches of 3 and of 2(.|\n)*dynamic_shapes"):
         target(tmp_path, program="t.pt2")
+
+
+class Written(nn.Module):
+    """Double precision, written into the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2).double()
+
+    def forward(self, x: Tensor) -> tuple[Tensor]:
+        return (torch.tanh(self.linear(x)) + torch.arange(2, dtype=torch.float64),)
+
+
+def exported(file: Path, teacher: nn.Module, x: Tensor) -> None:
+    batch = torch.export.Dim("batch")
+    torch.export.save(torch.export.export(teacher.eval(), (x,), dynamic_shapes=({0: batch},)), file)
+
+
+@pytest.mark.parametrize("of_run", [torch.float32, torch.float64])
+@pytest.mark.parametrize("make", [network, Written])
+def test_a_program_in_double_precision(tmp_path: Path, make: Any, of_run: torch.dtype) -> None:
+    torch.manual_seed(0)
+    teacher = make().double()
+    exported(tmp_path / "t.pt2", teacher, torch.zeros(4, 3, dtype=torch.float64))
+    made = target(tmp_path, of_run, program="t.pt2")
+    x = made._x["train"]
+    value = made.value("teacher", {"x": x.requires_grad_()}, None)
+    (slope,) = torch.autograd.grad(value[:, 1].sum(), x)
+    expected = teacher(x.double())
+    expected = expected[0] if isinstance(expected, tuple) else expected
+    (expected_slope,) = torch.autograd.grad(expected[:, 1].sum(), x)
+    assert value.dtype == slope.dtype == of_run and made.outputs == 2
+    torch.testing.assert_close(value, expected.to(of_run))
+    torch.testing.assert_close(slope, expected_slope)
+    assert all(not p.requires_grad for p in made.module.parameters())
+
+
+def test_programs_of_another_kind_are_refused_in_plain_words(tmp_path: Path) -> None:
+    class Several(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, 2 * x
+
+    exported(tmp_path / "several.pt2", Several(), torch.zeros(4, 3))
+    with pytest.raises(ComponentError, match=r"a tuple of 2 for 2 inputs(.|\n)*--values-only"):
+        target(tmp_path, program="several.pt2")
+    exported(tmp_path / "whole.pt2", Several(), torch.zeros(4, 3, dtype=torch.int64))
+    with pytest.raises(ComponentError, match=r"inputs of torch\.int64, expected real numbers"):
+        target(tmp_path, program="whole.pt2")
+    torch.export.save(torch.export.export(nn.Bilinear(3, 3, 2), (torch.zeros(4, 3),) * 2), tmp_path / "two.pt2")
+    with pytest.raises(ComponentError, match=r"takes 2 inputs, expected one tensor"):
+        target(tmp_path, program="two.pt2")
+
+
+def test_an_exported_student_may_teach(tmp_path: Path) -> None:
+    student = mlp().double()
+    site = Site({"x": (3,)}, 2, ("x",))
+    samples = torch.randn(5, 3, dtype=torch.float64)
+    for name, partials in (("values", False), ("partials", True)):
+        export_modules([student], HEADS["identity"], site, samples, tmp_path / name, ["torch"], partials=partials)
+    made = target(tmp_path, program="values/student.pt2")
+    x = made._x["train"]
+    torch.testing.assert_close(made.value("teacher", {"x": x}, None), student(x).detach())
+    with pytest.raises(ComponentError, match="--values-only"):
+        target(tmp_path, program="partials/student.pt2")
 
 
 def test_timm_by_name_with_weights_from_a_file(tmp_path: Path) -> None:

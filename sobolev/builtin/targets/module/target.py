@@ -101,7 +101,12 @@ class Module(Target):
             z = self.module(example)
         if not isinstance(z, Tensor) or z.ndim != 2 or len(z) != len(example):
             shown = tuple(z.shape) if isinstance(z, Tensor) else type(z).__name__
-            raise ComponentError(f"module: the teacher returns {shown} for {len(example)} inputs, not (B, outputs)")
+            several = isinstance(z, tuple | list)
+            raise ComponentError(
+                f"module: the teacher returns {f'a {shown} of {len(z)}' if several else shown} for {len(example)} "
+                "inputs, not (B, outputs)"
+                + ("; of 'sobolev export' give one made with --values-only" if several and self.program else "")
+            )
         if self.outputs and z.shape[1] != self.outputs:
             raise ComponentError(f"module: the teacher returns {z.shape[1]} numbers, 'outputs' says {self.outputs}")
         self.outputs = int(z.shape[1])
@@ -113,7 +118,7 @@ class Module(Target):
     def _teacher(self) -> nn.Module:
         if self.program is not None:
             file = self._path(self.program)
-            module = from_program(file, torch.zeros(3, *self.shape))
+            module = from_program(file, self.shape, self.context.dtype)
         else:
             assert self.weights is not None
             file = self._path(self.weights)

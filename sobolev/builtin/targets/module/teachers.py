@@ -37,22 +37,48 @@ def from_student(network: Student, weights: Path, shape: tuple[int, ...], output
     return module
 
 
-def from_program(file: Path, batch: Tensor) -> nn.Module:
+class Program(nn.Module):
+    """An exported program as a function of one tensor to one tensor.
+
+    Args:
+        module: returns a tensor, or a tuple of one.
+        precision: of its inputs, where it has to stay in its own; None where it computes in that of the run.
+    """
+
+    def __init__(self, module: nn.Module, precision: torch.dtype | None) -> None:
+        super().__init__()
+        self.module = module
+        self.precision = precision
+
+    def forward(self, x: Tensor) -> Any:
+        """Return what the program returns; anything but one tensor as it is."""
+        z = self.module(x if self.precision is None else x.to(self.precision))
+        if isinstance(z, tuple | list) and len(z) == 1:
+            (z,) = z
+        return z.to(x.dtype) if self.precision is not None and isinstance(z, Tensor) else z
+
+
+def from_program(file: Path, shape: tuple[int, ...], dtype: torch.dtype) -> nn.Module:
     """Return the module of a ``torch.export`` program.
 
     Args:
         file: ``.pt2``.
-        batch: two inputs of different length are tried: ``(3, *x)`` and its first rows.
+        shape: of an input; batches of two lengths are tried.
+        dtype: of the run. The program is converted to it like any teacher, unless it is written for its own alone.
 
     Raises:
         DataError: no such file, or no program.
-        ComponentError: a program that takes one size of batch alone.
+        ComponentError: a program that takes one size of batch alone, or something other than one tensor of real
+            numbers.
     """
     _there(file)
     try:
-        module = torch.export.load(file).module()
+        program = torch.export.load(file)
+        module = program.module()
     except Exception as error:
         raise DataError(f"{file}: not a torch.export program: {_first(error)}") from None
+    own = _precision(file, program)
+    batch = torch.zeros(3, *shape, dtype=own)
     problems = []
     for rows in (3, 2):
         try:
@@ -62,11 +88,34 @@ def from_program(file: Path, batch: Tensor) -> nn.Module:
             problems.append(_first(error))
     if problems:
         raise ComponentError(
-            f"{file}: the program does not take batches of 3 and of 2 inputs of shape {tuple(batch.shape[1:])}: "
+            f"{file}: the program does not take batches of 3 and of 2 inputs of shape {shape}: "
             f"{problems[0]}. Export it with a batch of any size: torch.export.export(net, (x,), "
             "dynamic_shapes=({0: torch.export.Dim('batch')},))"
         )
-    return module
+    if own == dtype:
+        return Program(module, None)
+    converted = Program(torch.export.load(file).module().to(dtype), None)
+    try:
+        with torch.no_grad():
+            z = converted(batch.to(dtype))
+        fits = not isinstance(z, Tensor) or z.dtype == dtype
+    except Exception:  # types that are written into the program itself stay what they are
+        fits = False
+    return converted if fits else Program(module, own)
+
+
+def _precision(file: Path, program: torch.export.ExportedProgram) -> torch.dtype:
+    """Return the type of a program's only input."""
+    names = program.graph_signature.user_inputs
+    given = [node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
+    if len(given) != 1 or not isinstance(given[0], Tensor):
+        raise ComponentError(f"{file}: the program takes {len(given)} inputs, expected one tensor (B, *shape)")
+    if not given[0].dtype.is_floating_point:
+        raise ComponentError(
+            f"{file}: the program takes inputs of {given[0].dtype}, expected real numbers: a teacher is differentiated "
+            "by its input. Export it with an input of torch.float32 or torch.float64"
+        )
+    return given[0].dtype
 
 
 def from_timm(name: str, weights: Path, outputs: int | None) -> nn.Module:
@@ -97,7 +146,8 @@ def from_timm(name: str, weights: Path, outputs: int | None) -> nn.Module:
 
 def freeze(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Return the module in evaluation mode, without gradients of its parameters, on a device."""
-    module = module.to(device=device, dtype=dtype)
+    stays = isinstance(module, Program) and module.precision is not None
+    module = module.to(device=device, dtype=None if stays else dtype)
     try:
         module.eval()
     except NotImplementedError:  # an exported program is in the mode in which it was exported
