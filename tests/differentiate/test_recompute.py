@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -132,7 +133,9 @@ print((status("VmHWM") - before) / 1024)
 def peak(layer: str, memory: str) -> float:
     """Mebibytes by which the process grew; the Jacobian takes 4."""
     code = _SCRIPT.format(layer=layer, memory=memory)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    # Every tensor in pages of its own, which go back at once: what malloc keeps for later varies from run to run.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     return float(done.stdout)
 
 
