@@ -122,7 +122,7 @@ def _read(table: TableFile, columns: Columns, dtype: str = "float64") -> Samples
     import numpy as np
 
     from sobolev.builtin.targets.table.diagnose import Samples
-    from sobolev.builtin.targets.table.files import Faults
+    from sobolev.builtin.targets.table.files import Faults, note_infinite
 
     if not columns.partials:
         raise DataError(f"{table.file}: no partials are named; there is nothing to compare")
@@ -131,9 +131,7 @@ def _read(table: TableFile, columns: Columns, dtype: str = "float64") -> Samples
     share = min(1.0, _ROWS / max(1, table.most_rows()))
     parts, rows = [], []
     for chunk in table.chunks(columns.numbers, (), np.dtype(np.float64), faults):
-        for row, column in np.argwhere(np.abs(chunk.numbers) > np.finfo(dtype).max):
-            text = "an infinite number" + (", or one too large for float32" if dtype == "float32" else "")
-            faults.cell(table.place(chunk.start + int(row)), columns.numbers[column], text)
+        note_infinite(table, chunk.start, chunk.numbers, columns.numbers, np.dtype(dtype), faults)
         chosen = np.flatnonzero(random.random(len(chunk.numbers)) < share)
         parts.append(chunk.numbers[chosen])
         rows.append(chunk.start + chosen)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sobolev.components import RunRecord, Trained
+from sobolev.components import Axes, RunRecord, Trained
 from sobolev.tables import partial_label
 
 _MOST = 8  # quantities of an output that are shown
@@ -51,7 +51,7 @@ def gather(trained: Trained, limit: int, output: int | None) -> Mapping[str, np.
         return None
     site, (target, student) = next(iter(compared.items()))
     axes = trained.axes.get(site)
-    names = list(axes.outputs) if axes else ["f"] if target[0].shape[1] == 1 else numbered("f", target[0].shape[1])
+    names = output_names(axes, target[0].shape[1])
     columns = []
     for o in outputs_of(target[0].shape[1], output):
         mine = [(names[o], names[o], target[0][:, o], student[0][:, o])]
@@ -78,6 +78,20 @@ def gather(trained: Trained, limit: int, output: int | None) -> Mapping[str, np.
 def numbered(name: str, count: int) -> list[str]:
     """Return names of axes that have none: ``x1``, ``x2``, ..."""
     return [f"{name}{i + 1}" for i in range(count)]
+
+
+def output_names(axes: Axes | None, count: int) -> list[str]:
+    """Return the names of the outputs of a site: those of its axes, or ``f``, or ``f1``, ``f2``, ..."""
+    return list(axes.outputs) if axes else ["f"] if count == 1 else numbered("f", count)
+
+
+def chosen(runs: Sequence[RunRecord], name: str, seed: int | None) -> dict[str, RunRecord]:
+    """Return by variant the run of one seed, or, where it is None, of the least that has numbers of the report."""
+    found: dict[str, RunRecord] = {}
+    for run in sorted(runs, key=lambda r: r.seed):
+        if seed in (None, run.seed) and recorded(run, name) is not None:
+            found.setdefault(run.variant, run)
+    return found
 
 
 def recorded(run: RunRecord, name: str) -> Path | None:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.heldout import Quantity, gather, read, recorded
+from sobolev.builtin.reports.heldout import Quantity, chosen, gather, read
 from sobolev.builtin.reports.style import colours, file_names, plain, save
 from sobolev.components import Report, RunRecord, Trained
 
@@ -31,11 +31,8 @@ class Parity(Report):
 
     def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
         """Draw one seed of every variant, by default the first that recorded something."""
-        chosen: dict[str, RunRecord] = {}
-        for run in sorted(runs, key=lambda r: r.seed):
-            if self.seed in (None, run.seed) and recorded(run, self.name) is not None:
-                chosen.setdefault(run.variant, run)
-        found = read([run for run in runs if chosen.get(run.variant) is run], self.name)
+        of_variant = chosen(runs, self.name, self.seed)
+        found = read([run for run in runs if of_variant.get(run.variant) is run], self.name)
         names = file_names(self.name, [output for output, _ in found])
         return [save(self._figure(variants), directory, name) for name, (_, variants) in zip(names, found, strict=True)]
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.heldout import numbered, outputs_of, recorded
+from sobolev.builtin.reports.heldout import numbered, output_names, outputs_of, recorded
 from sobolev.builtin.reports.style import colours, file_names, plain, save
 from sobolev.components import Report, RunRecord, Trained
 from sobolev.tables import partial_label
@@ -42,7 +42,7 @@ class Profiles(Report):
                 line[:, i] = np.linspace(low[i], high[i], self.grid)
             axes = trained.axes[site]
             inputs = list(axes.inputs) if axes else numbered(name, len(middle))
-            names = list(axes.outputs) if axes else ["f"] if where.outputs == 1 else numbered("f", where.outputs)
+            names = output_names(axes, where.outputs)
             shown = outputs_of(where.outputs, self.output)
             if not shown:
                 return None

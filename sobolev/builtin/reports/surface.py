@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from sobolev.builtin.reports.heldout import chosen
 from sobolev.builtin.reports.style import save
 from sobolev.components import Report, RunRecord, Trained
 from sobolev.labels import cell_name, split_label
@@ -50,15 +51,12 @@ class Surface(Report):
 
     def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
         """Draw the target and one run of every variant side by side: one figure for every cell of the matrix."""
-        chosen: dict[str, RunRecord] = {}
-        for run in sorted(runs, key=lambda r: r.seed):
-            if self.seed in (None, run.seed) and (run.directory / "records" / "surface.npz").is_file():
-                chosen.setdefault(run.variant, run)
+        of_variant = chosen(runs, self.name, self.seed)
         figures: dict[tuple[tuple[str, str], ...], list[tuple[str, RunRecord]]] = {}
         for variant in dict.fromkeys(run.variant for run in runs):
-            if variant in chosen:
+            if variant in of_variant:
                 arm, cells = split_label(variant)
-                figures.setdefault(tuple(cells.items()), []).append((arm or variant, chosen[variant]))
+                figures.setdefault(tuple(cells.items()), []).append((arm or variant, of_variant[variant]))
         return [self._figure(dict(cells), members, directory) for cells, members in figures.items()]
 
     def _figure(self, cells: Mapping[str, str], members: Sequence[tuple[str, RunRecord]], directory: Path) -> Path:

@@ -143,6 +143,15 @@ def open_table(file: Path) -> TableFile:
     return kinds[suffix](file)
 
 
+def note_infinite(
+    table: TableFile, start: int, block: NDArray[Any], names: Sequence[str], kind: np.dtype[Any], faults: Faults
+) -> None:
+    """Note the cells of a block of rows that are infinite, or too large for the numbers of training, ``kind``."""
+    text = "an infinite number" + (", or one too large for float32" if kind.itemsize == 4 else "")
+    for row, column in np.argwhere(np.abs(block) > np.finfo(kind).max):
+        faults.cell(table.place(start + int(row)), names[column], text)
+
+
 class _Csv(TableFile):
     """Text with a header; the separator is the one of comma, semicolon and tab that the header holds most."""
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sobolev.builtin.targets.table.columns import Columns
-from sobolev.builtin.targets.table.files import Chunk, Faults, TableFile
+from sobolev.builtin.targets.table.files import Chunk, Faults, TableFile, note_infinite
 from sobolev.errors import DataError
 
 _SOME_PARTIALS = "; partials: {output: {input: column}} names those that are there"
@@ -239,9 +239,7 @@ class _Builder:
         low, high = np.fmin.reduce(kept), np.fmax.reduce(kept)  # NaN only where all is missing
         self._low, self._high = np.fmin(self._low, low), np.fmax(self._high, high)
         if np.isinf(low).any() or np.isinf(high).any():
-            for row, column in np.argwhere(np.isinf(kept)):
-                text = "an infinite number" + (", or one too large for float32" if self.kind.itemsize == 4 else "")
-                faults.cell(self.table.place(start + int(row)), names[column], text)
+            note_infinite(self.table, start, kept, names, self.kind, faults)
         missing = np.isnan(kept)
         self._missing += missing.sum(axis=0)
         if self.columns.weight is not None:
