@@ -38,6 +38,7 @@ except ImportError as error:
 
 
 Regime = Literal["exact", "trend"]
+BatchSize = int | Literal["all"]
 _Way = tuple[Regime, str]  # regime and activation
 
 SMOOTH, ROUGH = "silu", "tanh"
@@ -51,6 +52,11 @@ FEW_SAMPLES = 50
 """Up to as many samples a network with `ROUGH` is small: a larger one bends more between them than they can tell."""
 
 TREND_STEPS = 200
+
+FULL_BATCH: tuple[int, BatchSize] = 500, "all"
+SMALL_BATCHES: tuple[int, BatchSize] = 3000, 32
+"""Steps and samples per step of Adam, up to `MANY_INPUTS` and beyond: there the noise of small batches leads to places
+from where polishing goes on, while full batches end on plateaus; in few dimensions it gains nothing."""
 
 
 class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -77,11 +83,13 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             where they get worse. With ``validation_fraction``, or fewer than ten samples, ``auto`` is ``exact``.
         derivative_weight: factor of the partials' term in the loss; 0 leaves them out.
         balance: how values and partials are weighed, see the objective ``sobolev``.
-        adam_steps: steps of Adam, with a learning rate that falls along half a cosine.
+        adam_steps: steps of Adam, with a learning rate that falls along half a cosine; or None for 500, and 3,000 where
+            X has more than five columns and ``batch_size`` is None.
         learning_rate: of Adam, at the beginning.
         polish_iterations: iterations of L-BFGS after it at most, or None for 500, and 2,000 where X has more than
             five columns.
-        batch_size: samples per step of Adam, or ``"all"``; L-BFGS always sees all.
+        batch_size: samples per step of Adam, or ``"all"``; or None for all, and 32 where X has more than five
+            columns. L-BFGS always sees all.
         validation_fraction: share of the samples that is held out to stop early and to keep the best networks, or
             None to train on all to the end.
         patience: evaluations (a hundred in all) without improvement before training stops.
@@ -107,10 +115,10 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         regime: Literal["auto", "exact", "trend"] = "auto",
         derivative_weight: float = 1.0,
         balance: Literal["none", "rms", "joint"] = "rms",
-        adam_steps: int = 500,
+        adam_steps: int | None = None,
         learning_rate: float = 5e-3,
         polish_iterations: int | None = None,
-        batch_size: int | Literal["all"] = "all",
+        batch_size: BatchSize | None = None,
         validation_fraction: float | None = None,
         patience: int = 20,
         dtype: Literal["float32", "float64"] = "float64",
@@ -193,13 +201,13 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             recipe = self._recipe(samples, way)
             last = sum(phase.steps for phase in recipe.train.phases)
             exact = way[0] == "exact"
-            first = min(self.adam_steps, last) if exact else last
+            first = min(self._adam(way[0], samples.x.shape[1])[0], last) if exact else last
             recipe.evaluate.every = 5 if exact else max(1, last)
             recipe.evaluate.splits = ["validation"]
             return Candidate(partial(_followed, recipe, seed), first)
 
         ways: list[_Way] = [("exact", activation)]
-        if self.adam_steps:
+        if self.adam_steps != 0:
             ways.append(("trend", activation))
         if self.activation is None and samples.x.shape[1] <= MANY_INPUTS:
             ways.insert(1, ("exact", ROUGH))
@@ -231,9 +239,9 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"members={self.members!r}: at least one network is trained")
         if isinstance(self.hidden, int):
             raise ValueError(f"hidden={self.hidden!r}: expected the units of every layer, such as ({self.hidden},)")
-        if self.regime == "trend" and not self.adam_steps:
+        if self.regime == "trend" and self.adam_steps == 0:
             raise ValueError("adam_steps=0 leaves nothing to train: regime='trend' is trained by Adam alone")
-        if not self.adam_steps and self.polish_iterations == 0:
+        if self.adam_steps == 0 and self.polish_iterations == 0:
             raise ValueError("adam_steps=0 and polish_iterations=0 leave nothing to train")
 
     def _forget(self) -> None:
@@ -244,20 +252,28 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "student_")
 
+    def _adam(self, regime: Regime, inputs: int) -> tuple[int, BatchSize]:
+        """Return the steps of Adam and the samples of each."""
+        small = regime == "exact" and inputs > MANY_INPUTS and self.batch_size is None
+        steps, batch_size = SMALL_BATCHES if small else FULL_BATCH
+        if self.adam_steps is not None:
+            steps = self.adam_steps
+        return min(steps, TREND_STEPS) if regime == "trend" else steps, self.batch_size or batch_size
+
     def _phases(self, regime: Regime, inputs: int, steps: int | None) -> list[dict[str, Any]]:
         """Return the phases of training, with the last steps left out where fewer are wanted."""
-        trend = regime == "trend"
-        adam = min(self.adam_steps, TREND_STEPS) if trend else self.adam_steps
+        adam, batch_size = self._adam(regime, inputs)
         polish = self.polish_iterations
         if polish is None:
             polish = 500 if inputs <= MANY_INPUTS else 2000
-        polishing = 0 if trend else -(-polish // 20)
+        polishing = 0 if regime == "trend" else -(-polish // 20)
         if steps is not None:
             polishing = min(polishing, steps - adam)
         phases: list[dict[str, Any]] = []
         if adam:
             phases.append({
                 "steps": adam,
+                "batch_size": batch_size,
                 "optimizer": {"use": "adam", "lr": self.learning_rate},
                 "schedule": {"use": "cosine"},
             })  # fmt: skip
@@ -291,7 +307,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             },
             "train": {
                 "steps": 0,
-                "batch_size": self.batch_size,
+                "batch_size": "all",
                 "phases": phases,
                 "preflight": False,
                 "compile": "auto",
