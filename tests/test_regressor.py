@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from sobolev import SobolevRegressor
+from sobolev import SobolevRegressor, regressor
 from sobolev.arrays import Samples
 from sobolev.builtin.targets.functions import FUNCTIONS
 from sobolev.statistics import SAMPLES
@@ -161,6 +161,22 @@ def test_samples_say_how_rough_the_function_is() -> None:
     many = np.random.default_rng(0).random((12, 6))
     short = {**options, "adam_steps": 5, "polish_iterations": 20}
     assert set(SobolevRegressor(**short).fit(many, many[:, 0]).scores_) == {"exact, silu", "trend, silu"}
+
+
+@pytest.mark.parametrize(("columns", "adam"), [(5, (30, "all")), (6, (50, 8))])
+def test_small_batches_where_columns_are_many(columns: int, adam: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regressor, "FULL_BATCH", (30, "all"))
+    monkeypatch.setattr(regressor, "SMALL_BATCHES", (50, 8))
+    x = np.random.default_rng(0).random((20, columns))
+    y = np.sin(x.sum(1))
+    options: dict[str, Any] = {"members": 1, "hidden": (4,), "activation": "silu", "polish_iterations": 0}
+    options |= {"regime": "exact", "random_state": 0}
+    named = SobolevRegressor(**options, adam_steps=adam[0], batch_size=adam[1]).fit(x, y)
+    assert np.array_equal(SobolevRegressor(**options).fit(x, y).predict(x), named.predict(x))
+    every = SobolevRegressor(**options, batch_size="all").fit(x, y)  # named, so the steps are those of full batches
+    assert np.array_equal(
+        every.predict(x), SobolevRegressor(**options, adam_steps=30, batch_size="all").fit(x, y).predict(x)
+    )
 
 
 def test_in_a_pipeline_with_partials() -> None:
