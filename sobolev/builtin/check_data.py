@@ -195,7 +195,13 @@ def _of_table(plan: RunPlan, spec: Mapping[str, Any]) -> Samples:
 
 
 def _of_target(plan: RunPlan, registry: Any, name: str) -> Samples:
-    """Ask a target that answers jets for its training samples."""
+    """Ask a target that answers jets for its training samples.
+
+    Raises:
+        RecipeError: no partials of its own, several sites or inputs.
+        DataError: infinite answers.
+    """
+    import numpy as np
     import torch
 
     from sobolev.build import answers, build
@@ -233,6 +239,14 @@ def _of_target(plan: RunPlan, registry: Any, name: str) -> Samples:
     for numbers, mask in ((y, jet.known.get(())), (partials, jet.known.get(key))):
         if mask is not None:
             numbers[~mask.numpy()] = float("nan")
+    for numbers, what in ((y, "value"), (partials, "partial")):
+        infinite = np.flatnonzero(np.isinf(numbers).reshape(len(numbers), -1).any(axis=1))
+        if len(infinite):
+            raise DataError(
+                f"{plan.file}: the target {name!r}: training sample {infinite[0]} has an infinite {what}"
+                + (f", and {plural(len(infinite) - 1, 'other')} too" if len(infinite) > 1 else "")
+                + "; mark what is not known as such (`Jet.known`)"
+            )
     inputs = [split_unit(n)[0] for n in axes.inputs] if axes else [f"x{i}" for i in range(x.shape[1])]
     outputs = [split_unit(n)[0] for n in axes.outputs] if axes else [f"y{i}" for i in range(y.shape[1])]
     columns = {(o, i): f"d{b}/d{a}" for o, b in enumerate(outputs) for i, a in enumerate(inputs)}

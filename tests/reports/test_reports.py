@@ -319,6 +319,23 @@ def test_outputs_of_like_names_have_files_of_their_own(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["profiles-u-v.png", "profiles-u-v-2.png"]
 
 
+def test_profiles_draw_the_target_of_every_variant(tmp_path: Path, drawn: list[tuple[str, Figure]]) -> None:
+    runs = [profiles_run(tmp_path, variant, ["x"], ["f"]) for variant in ("a", "b", "c")]
+    report("profiles").draw(runs, tmp_path)
+    file = runs[1].directory / "records/profiles.npz"
+    with np.load(file) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    np.savez(file, **{**arrays, "target_value": arrays["target_value"] + 1.0})
+    report("profiles").draw(runs, tmp_path)
+    same, other = ({line.get_label(): line for line in panels(figure)[0].lines} for _, figure in drawn)
+    assert list(same) == ["a", "b", "c", "target"]
+    assert list(other) == ["a", "b", "c", "target of a", "target of b", "target of c"]
+    for variant, height in (("a", 1.0), ("b", 2.0), ("c", 1.0)):
+        line = other[f"target of {variant}"]
+        assert line.get_color() == other[variant].get_color()
+        assert set(line.get_ydata()) == {height}
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_profiles_of_other_inputs_are_drawn_apart(
     reverse: bool, tmp_path: Path, drawn: list[tuple[str, Figure]]

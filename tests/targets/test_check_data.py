@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from sobolev.builtin.targets.blackbox.target import JetBlackbox
 from sobolev.builtin.targets.functions import FUNCTIONS
 from sobolev.builtin.targets.table.diagnose import Diagnosis, Samples, diagnose
 from sobolev.cli import cli
@@ -392,16 +395,40 @@ def test_rows_are_named_by_their_lines(tmp_path: Path) -> None:
     assert done.exit_code == 2 and "(2)" in done.output and f"({ROWS + 2})" in done.output, done.output
 
 
+CANTILEVER = (
+    "name: r\ntarget:\n  use: blackbox\n  function: cantilever\n  partials: returned\n  train: 80\n  test: 0\n"
+    "  workers: 1\n  outputs: [deflection, stress]\n  units: {load: N}\n"
+    "  inputs: {load: [1000, 1200], length: [1.0, 1.2], width: [40, 50], height: [80, 90]}\nstudent: mlp\n"
+)
+
+
 def test_a_function_that_returns_its_partials_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the cache of its results is below the working directory
     recipe = tmp_path / "r.yaml"
-    recipe.write_text(
-        "name: r\ntarget:\n  use: blackbox\n  function: cantilever\n  partials: returned\n  train: 80\n  test: 0\n"
-        "  workers: 1\n  outputs: [deflection, stress]\n  units: {load: N}\n"
-        "  inputs: {load: [1000, 1200], length: [1.0, 1.2], width: [40, 50], height: [80, 90]}\nstudent: mlp\n"
-    )
+    recipe.write_text(CANTILEVER)
     done = check(str(recipe), "--json")
     assert done.exit_code == 0, done.output + repr(done.exception)
     (report,) = json.loads(done.stdout)
     assert report["partials"][0]["column"] == "ddeflection/dload" and report["samples"] == 80
     assert {p["verdict"] for p in report["partials"]} == {"agrees"}
+
+
+@pytest.mark.parametrize("where", ["value", "partial"])
+def test_infinite_answers_are_named_with_their_sample(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = JetBlackbox.answer
+
+    def spoiled(*given: Any) -> Any:
+        jets = answer(*given)
+        for jet in jets.values():
+            (jet.value if where == "value" else next(iter(jet.derivatives.values())))[[5, 7]] = math.inf
+        return jets
+
+    monkeypatch.setattr(JetBlackbox, "answer", spoiled)
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(CANTILEVER)
+    done = check(str(recipe))
+    assert isinstance(done.exception, DataError), done.output
+    assert f"training sample 5 has an infinite {where}, and 1 other too" in str(done.exception)

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from sobolev import rounding
 from sobolev.scaling import positive
 from sobolev.statistics import chain
 from sobolev.vocabulary import VALUE, Contraction, Key, Statistics
-
-_ROUNDING = 1e-6
-"""Partials of this root mean square, where values and inputs have deviation 1, are 0 but for rounding."""
 
 
 @dataclass
@@ -65,7 +63,7 @@ def rms(statistics: Statistics, weights: Mapping[Key, float]) -> Scales:
     squares = {VALUE: plain.squares[VALUE]}
     for key in weights:
         found = statistics.squares[key]
-        squares[key] = torch.where(found > _ROUNDING**2 * plain.squares[key], found, plain.squares[key])
+        squares[key] = torch.where(found > rounding.PARTIAL**2 * plain.squares[key], found, plain.squares[key])
     partials = sum(weight * math.prod(squares[key].shape[1:]) for key, weight in weights.items())
     return Scales(squares, plain.slots, 1.0 / (1.0 + partials))
 

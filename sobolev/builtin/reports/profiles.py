@@ -140,6 +140,23 @@ def _lines(
         low, high = (values - spread).min(axis=0), (values + spread).max(axis=0)
         axes.plot(x, np.median(values, axis=0), color=palette[variant], label=variant, lw=1.5)
         axes.fill_between(x, low, high, color=palette[variant], alpha=0.2, lw=0)
-    first = next(iter(found.values()))[0]
-    if f"target_{what}" in first:
-        axes.plot(first["x"][i], first[f"target_{what}"][i], color="black", lw=1, ls="--", label="target")
+    _targets(axes, found, what, i, palette)
+
+
+def _targets(
+    axes: Axes, found: Mapping[str, list[dict[str, np.ndarray]]], what: str, i: int, palette: Mapping[str, str]
+) -> None:
+    """Draw the target once, or, where variants have targets of their own, each in its variant's colour."""
+    lines = {
+        variant: (seeds[0]["x"][i], seeds[0][f"target_{what}"][i])
+        for variant, seeds in found.items()
+        if f"target_{what}" in seeds[0]
+    }
+    if not lines:
+        return
+    (x, first), *others = lines.values()
+    if all(np.array_equal(x, at) and np.allclose(first, line, equal_nan=True) for at, line in others):
+        axes.plot(x, first, color="black", lw=1, ls="--", label="target")
+        return
+    for variant, (at, line) in lines.items():
+        axes.plot(at, line, color=palette[variant], lw=1, ls="--", label=f"target of {variant}")

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from sobolev import rounding
 from sobolev.wording import plural
 
 Array = NDArray[np.float64]
@@ -29,7 +30,6 @@ _ASKED = 1500  # samples whose neighbours are looked at
 _FACTOR = 1.4  # a coefficient nearer to 1 may be the curvature of the function
 _SURE = 6.0  # standard errors
 _CIRCLE = 5  # columns of which all orders are tried
-_ROUNDING = 1e-6  # of the deviation of the values per deviation of the input
 _FEW = 40  # samples, with which a column is not called unrelated
 _KNOWN_FACTORS = {
     1e3: "a factor of 1000 (kilo or milli)", 1e6: "a factor of 10^6 (mega or micro)", 1e2: "a factor of 100 (percent)",
@@ -414,7 +414,7 @@ def _known(numbers: Array) -> Array:
 def _rounded(samples: Samples, o: int, i: int) -> bool:
     """Return whether the partials of an output by an input are so small that values do not show them."""
     size = float(np.sqrt(np.mean(_known(samples.partials[:, o, i]) ** 2)))
-    return size * float(samples.x[:, i].std()) < _ROUNDING * float(_known(samples.y[:, o]).std())
+    return size * float(samples.x[:, i].std()) < rounding.PARTIAL * float(_known(samples.y[:, o]).std())
 
 
 def _partial_r2(problem: _Problem, c: int, free: _Fit) -> float:
