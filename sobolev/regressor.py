@@ -49,14 +49,15 @@ MANY_INPUTS = 5
 samples that resolve waves in many directions are never there."""
 
 FEW_SAMPLES = 50
-"""Up to as many samples a network with `ROUGH` is small: a larger one bends more between them than they can tell."""
+"""Up to as many samples a network with `ROUGH` is small: a larger one bends more between them than they can tell.
+Batches are not, which would hardly be smaller than all."""
 
 TREND_STEPS = 200
 
 FULL_BATCH: tuple[int, BatchSize] = 500, "all"
 SMALL_BATCHES: tuple[int, BatchSize] = 3000, 32
-"""Steps and samples per step of Adam, up to `MANY_INPUTS` and beyond: there the noise of small batches leads to places
-from where polishing goes on, while full batches end on plateaus; in few dimensions it gains nothing."""
+"""Steps of Adam and samples of each. In many dimensions, and among waves and kinks, the noise of small batches leads to
+places from where polishing goes on, while full batches end on plateaus; elsewhere it gains nothing."""
 
 
 class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -84,12 +85,12 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         derivative_weight: factor of the partials' term in the loss; 0 leaves them out.
         balance: how values and partials are weighed, see the objective ``sobolev``.
         adam_steps: steps of Adam, with a learning rate that falls along half a cosine; or None for 500, and 3,000 where
-            X has more than five columns and ``batch_size`` is None.
+            ``batch_size`` is None and batches are small.
         learning_rate: of Adam, at the beginning.
         polish_iterations: iterations of L-BFGS after it at most, or None for 500, and 2,000 where X has more than
             five columns.
-        batch_size: samples per step of Adam, or ``"all"``; or None for all, and 32 where X has more than five
-            columns. L-BFGS always sees all.
+        batch_size: samples per step of Adam, or ``"all"``; or None for all, and 32 where X has more than five columns
+            or ``tanh`` is trained on more than 50 samples. L-BFGS always sees all.
         validation_fraction: share of the samples that is held out to stop early and to keep the best networks, or
             None to train on all to the end.
         patience: evaluations (a hundred in all) without improvement before training stops.
@@ -201,7 +202,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             recipe = self._recipe(samples, way)
             last = sum(phase.steps for phase in recipe.train.phases)
             exact = way[0] == "exact"
-            first = min(self._adam(way[0], samples.x.shape[1])[0], last) if exact else last
+            first = min(self._adam(samples, way)[0], last) if exact else last
             recipe.evaluate.every = 5 if exact else max(1, last)
             recipe.evaluate.splits = ["validation"]
             return Candidate(partial(_followed, recipe, seed), first)
@@ -252,21 +253,24 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "student_")
 
-    def _adam(self, regime: Regime, inputs: int) -> tuple[int, BatchSize]:
+    def _adam(self, samples: Samples, way: _Way) -> tuple[int, BatchSize]:
         """Return the steps of Adam and the samples of each."""
-        small = regime == "exact" and inputs > MANY_INPUTS and self.batch_size is None
+        regime, activation = way
+        n, inputs = samples.x.shape
+        hard = inputs > MANY_INPUTS or (activation == ROUGH and n > FEW_SAMPLES)
+        small = regime == "exact" and hard and self.batch_size is None
         steps, batch_size = SMALL_BATCHES if small else FULL_BATCH
         if self.adam_steps is not None:
             steps = self.adam_steps
         return min(steps, TREND_STEPS) if regime == "trend" else steps, self.batch_size or batch_size
 
-    def _phases(self, regime: Regime, inputs: int, steps: int | None) -> list[dict[str, Any]]:
+    def _phases(self, samples: Samples, way: _Way, steps: int | None) -> list[dict[str, Any]]:
         """Return the phases of training, with the last steps left out where fewer are wanted."""
-        adam, batch_size = self._adam(regime, inputs)
+        adam, batch_size = self._adam(samples, way)
         polish = self.polish_iterations
         if polish is None:
-            polish = 500 if inputs <= MANY_INPUTS else 2000
-        polishing = 0 if regime == "trend" else -(-polish // 20)
+            polish = 500 if samples.x.shape[1] <= MANY_INPUTS else 2000
+        polishing = 0 if way[0] == "trend" else -(-polish // 20)
         if steps is not None:
             polishing = min(polishing, steps - adam)
         phases: list[dict[str, Any]] = []
@@ -289,7 +293,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if hidden is None:
             small = activation == ROUGH and len(samples.x) <= FEW_SAMPLES
             hidden = (128,) if inputs > MANY_INPUTS else (16, 16) if small else (64, 64)
-        phases = self._phases(regime, inputs, steps)
+        phases = self._phases(samples, way, steps)
         weight = 0.0 if samples.dydx is None or regime == "trend" else float(self.derivative_weight)
         recipe: dict[str, Any] = {
             "name": "regressor",
