@@ -93,16 +93,26 @@ def fit_jenn(data: Arrays, seed: int, hidden: tuple[int, ...] = (12, 12), **opti
     return lambda at: (model.predict(at.T)[0], model.predict_partials(at.T)[0].T)
 
 
-def _smt(model: Any, data: Arrays, partials: bool) -> Fitted:
+def _smt(model: Any, data: Arrays, partials: bool, step: float | None = None) -> Fitted:
+    """Train a model of SMT; with a step, in ranges of the inputs, partials are central differences of its values."""
     x, y, dydx = data
     model.set_training_values(x, y[:, None])
     if partials:
         for i in range(x.shape[1]):
             model.set_training_derivatives(x, dydx[:, [i]], i)
     model.train()
+
+    def partial(at: np.ndarray, i: int) -> np.ndarray:
+        if step is None:
+            return np.asarray(model.predict_derivatives(at, i)[:, 0])
+        aside = np.zeros(x.shape[1])
+        aside[i] = step * (x[:, i].max() - x[:, i].min())
+        difference = model.predict_values(at + aside) - model.predict_values(at - aside)
+        return np.asarray(difference[:, 0] / (2 * aside[i]))
+
     return lambda at: (
         model.predict_values(at)[:, 0],
-        np.stack([model.predict_derivatives(at, i)[:, 0] for i in range(x.shape[1])], axis=1),
+        np.stack([partial(at, i) for i in range(x.shape[1])], axis=1),
     )
 
 
@@ -118,7 +128,9 @@ def fit_gekpls(data: Arrays, seed: int, **options: Any) -> Fitted:
     x = data[0]
     low, high = x.min(0), x.max(0)
     options = {"theta0": [0.01] * min(2, x.shape[1]), "xlimits": np.stack([low, high], axis=1), **options}
-    return _smt(GEKPLS(print_global=False, seed=seed, **options), data, partials=True)
+    # Its own partials take twenty minutes in 20 dimensions, and agree with these to 2e-7 of the largest.
+    step = 1e-4 if x.shape[1] > 2 else None
+    return _smt(GEKPLS(print_global=False, seed=seed, **options), data, partials=True, step=step)
 
 
 def fit_kriging(data: Arrays, seed: int, **options: Any) -> Fitted:
