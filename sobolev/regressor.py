@@ -23,7 +23,7 @@ from sobolev.recipe.model import Recipe
 from sobolev.recipe.plan import RunPlan
 from sobolev.recording import Recorder
 from sobolev.registry import Registry
-from sobolev.selection import LEAST, Candidate, best
+from sobolev.selection import LEAST, MANY, Candidate, best
 from sobolev.train import Trainer
 from sobolev.vocabulary import Points, Probe, Site
 
@@ -49,8 +49,7 @@ MANY_INPUTS = 5
 samples that resolve waves in many directions are never there."""
 
 FEW_SAMPLES = 50
-"""Up to as many samples a network with `ROUGH` is small: a larger one bends more between them than they can tell.
-Batches are not, which would hardly be smaller than all."""
+"""Up to as many samples a network with `ROUGH` is small: a larger one bends more between them than they can tell."""
 
 TREND_STEPS = 200
 
@@ -64,8 +63,8 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Neural surrogate of values and partials: networks trained on both, averaged.
 
     Inputs and values are standardised inside the networks, so that everything that goes in and comes out is in the
-    user's units. Training is full batch: Adam, then L-BFGS. Errors of partials count linearly beyond their own root
-    mean square (Huber loss), lest a few samples beside a kink or a pole decide everything.
+    user's units. Training is Adam, then L-BFGS with all samples. Errors of partials count linearly beyond their own
+    root mean square (Huber loss), lest a few samples beside a kink or a pole decide everything.
 
     Whether the samples resolve the function is for them to say: where its partials change faster than from one sample
     to the next, a network that meets them all is far off between. And how rough it is: waves and kinks are met better
@@ -90,7 +89,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         polish_iterations: iterations of L-BFGS after it at most, or None for 500, and 2,000 where X has more than
             five columns.
         batch_size: samples per step of Adam, or ``"all"``; or None for all, and 32 where X has more than five columns
-            or ``tanh`` is trained on more than 50 samples. L-BFGS always sees all.
+            or ``tanh`` is trained on more than 330 samples. L-BFGS always sees all.
         validation_fraction: share of the samples that is held out to stop early and to keep the best networks, or
             None to train on all to the end.
         patience: evaluations (a hundred in all) without improvement before training stops.
@@ -257,7 +256,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         """Return the steps of Adam and the samples of each."""
         regime, activation = way
         n, inputs = samples.x.shape
-        hard = inputs > MANY_INPUTS or (activation == ROUGH and n > FEW_SAMPLES)
+        hard = inputs > MANY_INPUTS or (activation == ROUGH and n > MANY)
         small = regime == "exact" and hard and self.batch_size is None
         steps, batch_size = SMALL_BATCHES if small else FULL_BATCH
         if self.adam_steps is not None:

@@ -149,9 +149,9 @@ def test_samples_say_whether_they_resolve_the_function() -> None:
 
 
 def test_samples_say_how_rough_the_function_is() -> None:
-    x = np.random.default_rng(2).uniform(-4, 4, (120, 2))
+    x = np.random.default_rng(0).uniform(-4, 4, (120, 2))
     y, dydx = np.sin(3 * x[:, 0]), np.stack([3 * np.cos(3 * x[:, 0]), 0 * x[:, 0]], axis=1)
-    options: dict[str, Any] = {"members": 1, "hidden": (24, 24), "polish_iterations": 100, "random_state": 2}
+    options: dict[str, Any] = {"members": 1, "hidden": (24, 24), "polish_iterations": 100, "random_state": 0}
     waves = SobolevRegressor(**options).fit(x, y, dydx)
     assert (waves.regime_, waves.activation_) == ("exact", "tanh")
     assert set(waves.scores_) == {"exact, silu", "exact, tanh", "trend, silu"}
@@ -165,7 +165,7 @@ def test_samples_say_how_rough_the_function_is() -> None:
 
 @pytest.mark.parametrize(
     ("rows", "columns", "activation", "adam"),
-    [(60, 5, "silu", (30, "all")), (20, 6, "silu", (50, 8)), (60, 2, "tanh", (50, 8)), (50, 2, "tanh", (30, "all"))],
+    [(60, 5, "silu", (30, "all")), (20, 6, "silu", (50, 8)), (331, 2, "tanh", (50, 8)), (330, 2, "tanh", (30, "all"))],
 )
 def test_batches_are_small_where_full_ones_end_on_plateaus(
     rows: int, columns: int, activation: str, adam: Any, monkeypatch: pytest.MonkeyPatch
