@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from sobolev.differentiate import operations as ops
 from sobolev.differentiate.elementwise import activation_of, activation_of_function
 from sobolev.differentiate.operations import Operation
-from sobolev.differentiate.structure import Structure
+from sobolev.differentiate.structure import Structure, hooks_everywhere
 from sobolev.scaling import Restore, Scaling, Standardise
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -113,6 +113,8 @@ def recognise(module: nn.Module) -> Program:
 
 
 def _check_hooks(module: nn.Module) -> None:
+    if hooks_everywhere():
+        raise Unrecognised("all modules have hooks")
     seen: dict[int, str] = {}
     for name, layer in module.named_modules(remove_duplicate=False):
         if any(getattr(layer, hooks, None) for hooks in HOOKS):

@@ -7,13 +7,19 @@ from collections import OrderedDict
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_module
 
+_EVERYWHERE = [
+    getattr(torch_module, f"_global_{kind}hooks")
+    for kind in ("forward_", "forward_pre_", "backward_", "backward_pre_")
+    if hasattr(torch_module, f"_global_{kind}hooks")
+]
 _TENSORS = ("_parameters", "_buffers")
 _CONTAINERS = (dict, OrderedDict, list, set)
 
 
 class Structure:
-    """Layers, their types, modes, attributes and hooks, and which parameters and buffers they have.
+    """Layers, their types, modes, attributes and hooks (those of all modules, too), and their parameters and buffers.
 
     Tensors are left out: recognised layers may have others at any time. Seen are attributes that are replaced, and
     containers that are changed in place; not what lies deeper in an object.
@@ -21,6 +27,7 @@ class Structure:
 
     def __init__(self, module: nn.Module) -> None:
         layers = list(module.modules())
+        self._everywhere = hooks_everywhere()
         self._layers = [(layer, type(layer), tuple(layer._modules), _attributes(layer)) for layer in layers]
         held = [getattr(layer, kind) for layer in layers for kind in _TENSORS]
         self._counts = [(tensors, len(tensors)) for tensors in held]
@@ -28,6 +35,8 @@ class Structure:
 
     def current(self, modes: bool = True) -> bool:
         """Return whether nothing of it has changed; without ``modes`` layers may have switched to another mode."""
+        if hooks_everywhere() != self._everywhere:
+            return False
         try:
             # Every layer's children are among its attributes: where all are as before, so is the list of layers.
             for layer, kind, children, attributes in self._layers:
@@ -45,6 +54,11 @@ class Structure:
         except Exception:  # a name is gone, or a tensor is an attribute and was replaced: such have no single answer
             return False
         return True
+
+
+def hooks_everywhere() -> list[int]:
+    """Return the numbers of the hooks on all modules (``register_module_forward_hook`` and its like)."""
+    return [number for hooks in _EVERYWHERE for number in hooks]
 
 
 def _attributes(layer: nn.Module) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from deriv_support import assert_close, head_of, measurer_of, network, points_of
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations
 
 from sobolev.differentiate.measure import GENERAL, PASSES
@@ -113,6 +114,22 @@ def test_what_is_refused_is_measured_by_double_backward(case: str) -> None:
         row = torch.autograd.functional.jacobian(lambda x: module(x[None].clone())[0], points.inputs["x"][i].clone())
         assert_close(jet["x",][i], row, case)
     assert all(text.startswith(GENERAL) for text in measurer.describe().values())
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_hooks_on_all_modules_are_seen(first: bool) -> None:
+    module, points = network("tanh", 2), points_of((3,), 2)
+    measurer = measurer_of(module, head_of("identity"), (3,), 2)
+    if not first:
+        measurer.measure(points, FULL)
+    with register_module_forward_hook(lambda layer, _, y: 2 * y if isinstance(layer, nn.Linear) else y):
+        jet = measurer.measure(points, FULL)
+        assert_close(jet.value, module(points.inputs["x"]), "value")
+        for i in range(len(points)):
+            row = torch.autograd.functional.jacobian(lambda x: module(x[None])[0], points.inputs["x"][i].clone())
+            assert_close(jet["x",][i], row, "d/dx")
+    after = measurer.measure(points, FULL)
+    assert_close(after.value, module(points.inputs["x"]), "value without hooks")
 
 
 def test_in_place_activation_after_a_fresh_tensor_is_recognised() -> None:
