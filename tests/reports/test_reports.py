@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
+from reports_support import train
 
 from sobolev import load
 from sobolev.builtin.reports import heldout, style
@@ -387,6 +388,32 @@ def test_parity_shows_the_first_seed_that_has_a_record(tmp_path: Path, drawn: li
     report("parity", seed=2).draw([failed, *runs], tmp_path)
     assert [axes.get_ylabel() for axes in panels(drawn[1][1])] == ["a\nstudent"]
     assert report("parity").draw([failed], tmp_path) == []
+
+
+MANY = """
+name: many
+target: {use: styblinski-tang, dimension: 10, train: 8, test: 20}
+student: {use: mlp, hidden: [4]}
+train: {steps: 1, preflight: false}
+figures: [parity, errors, {use: profiles, grid: 5}]
+"""
+
+
+def test_figures_say_what_they_leave_out(tmp_path: Path, drawn: list[tuple[str, Figure]]) -> None:
+    runs = train(tmp_path, MANY)
+    for name in ("parity", "errors", "profiles"):
+        report(name).draw(runs, tmp_path)
+    assert {name: figure.get_supxlabel() for name, figure in drawn} == {
+        "parity": "target (3 further partials are not shown)",
+        "errors": "3 further partials are not shown",
+        "profiles": "2 further inputs are not shown",
+    }
+    file = runs[0].directory / "records/parity.npz"
+    with np.load(file) as stored:
+        arrays = {name: array for name, array in stored.items() if name != "further"}
+    np.savez(file, **arrays)  # of an earlier version
+    report("parity").draw(runs, tmp_path)
+    assert drawn[-1][1].get_supxlabel() == "target"
 
 
 def test_labels() -> None:

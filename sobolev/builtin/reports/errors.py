@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.heldout import Quantity, gather, read
+from sobolev.builtin.reports.heldout import Output, gather, not_shown, read
 from sobolev.builtin.reports.style import colours, file_names, plain, save
 from sobolev.components import Report, RunRecord, Trained
 
@@ -33,10 +33,11 @@ class Errors(Report):
     def draw(self, runs: Sequence[RunRecord], directory: Path) -> list[Path]:
         """Draw a figure per output, in it a panel per quantity."""
         found = read(runs, self.name)
-        names = file_names(self.name, [output for output, _ in found])
-        return [save(self._figure(variants), directory, name) for name, (_, variants) in zip(names, found, strict=True)]
+        names = file_names(self.name, [output.name for output in found])
+        return [save(self._figure(output), directory, name) for name, output in zip(names, found, strict=True)]
 
-    def _figure(self, found: Mapping[str, list[Quantity]]) -> Figure:
+    def _figure(self, output: Output) -> Figure:
+        found = output.quantities
         palette = colours(list(found))
         columns = max(map(len, found.values()))
         figure = Figure(figsize=(0.6 + 3.0 * columns, 3.2), layout="constrained")
@@ -60,4 +61,5 @@ class Errors(Report):
             if i == 0:
                 axes.set_ylabel("share of samples (dotted: median)", fontsize=9)
                 axes.legend(frameon=False, fontsize=8, loc="upper left")
+        figure.supxlabel(not_shown(output.further, "partial"), fontsize=8)
         return figure

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sobolev.components import Axes, RunRecord, Trained
 from sobolev.tables import partial_label
+from sobolev.wording import plural
 
-_MOST = 8  # quantities of an output that are shown
+MOST = 8  # quantities of an output, or inputs, that are shown
 _OUTPUTS = 4  # outputs that are shown where none is named
 
 
@@ -34,6 +36,21 @@ class Quantity:
     student: np.ndarray
 
 
+@dataclass(frozen=True)
+class Output:
+    """What is drawn of an output.
+
+    Attributes:
+        name: of the output.
+        quantities: by variant.
+        further: partials that were not recorded, as there are too many.
+    """
+
+    name: str
+    quantities: Mapping[str, list[Quantity]]
+    further: int
+
+
 _Found = dict[tuple[str, tuple[str, ...]], dict[str, list[list[Quantity]]]]
 """By output and labels: quantities by variant, a list of them per run."""
 
@@ -52,7 +69,7 @@ def gather(trained: Trained, limit: int, output: int | None) -> Mapping[str, np.
     site, (target, student) = next(iter(compared.items()))
     axes = trained.axes.get(site)
     names = output_names(axes, target[0].shape[1])
-    columns = []
+    columns: list[tuple[Any, ...]] = []
     for o in outputs_of(target[0].shape[1], output):
         mine = [(names[o], names[o], target[0][:, o], student[0][:, o])]
         for key, derivative in target[1].items():
@@ -62,15 +79,16 @@ def gather(trained: Trained, limit: int, output: int | None) -> Mapping[str, np.
             if len(by) != whole.shape[1]:
                 by = numbered(key, whole.shape[1])
             mine += [(names[o], partial_label(names[o], x), whole[:, i], answered[:, i]) for i, x in enumerate(by)]
-        columns += mine[:_MOST]
+        columns += [(*column, max(0, len(mine) - MOST)) for column in mine[:MOST]]
     if not columns:
         return None
-    outputs, labels, expected, found = zip(*columns, strict=True)
+    outputs, labels, expected, found, further = zip(*columns, strict=True)
     return {
         "outputs": np.array(outputs),
         "labels": np.array(labels),
         "target": np.stack(expected),
         "student": np.stack(found),
+        "further": np.array(further),
         "split": np.array(split),
     }
 
@@ -83,6 +101,11 @@ def numbered(name: str, count: int) -> list[str]:
 def output_names(axes: Axes | None, count: int) -> list[str]:
     """Return the names of the outputs of a site: those of its axes, or ``f``, or ``f1``, ``f2``, ..."""
     return list(axes.outputs) if axes else ["f"] if count == 1 else numbered("f", count)
+
+
+def not_shown(further: int, of: str) -> str:
+    """Return what a figure says of so many partials or inputs that it leaves out."""
+    return f"{plural(further, f'further {of}')} {'is' if further == 1 else 'are'} not shown" if further else ""
 
 
 def chosen(runs: Sequence[RunRecord], name: str, seed: int | None) -> dict[str, RunRecord]:
@@ -100,19 +123,23 @@ def recorded(run: RunRecord, name: str) -> Path | None:
     return file if file.is_file() else None
 
 
-def read(runs: Sequence[RunRecord], name: str) -> list[tuple[str, dict[str, list[Quantity]]]]:
+def read(runs: Sequence[RunRecord], name: str) -> list[Output]:
     """Return outputs, and the quantities of each by variant, over all seeds of the runs.
 
     An output comes once for all variants that recorded the same quantities of it, or only the first of these, and again
     for those that recorded others.
     """
     found: _Found = {}
+    further: dict[str, int] = {}
     for run in runs:
         file = recorded(run, name)
         if file is None:
             continue
         with np.load(file, allow_pickle=False) as stored:
             rows = list(zip(*(stored[n] for n in ("outputs", "labels", "target", "student")), strict=True))
+            if "further" in stored:
+                more = zip(map(str, stored["outputs"]), map(int, stored["further"]), strict=True)
+                further |= {output: max(count, further.get(output, 0)) for output, count in more}
         of_run: dict[str, list[Quantity]] = {}
         for output, label, target, student in rows:
             of_run.setdefault(str(output), []).append(_quantity(str(label), target, student))
@@ -123,7 +150,7 @@ def read(runs: Sequence[RunRecord], name: str) -> list[tuple[str, dict[str, list
     for (output, _), variants in _together(found).items():
         ordered = [variant for variant in dict.fromkeys(run.variant for run in runs) if variant in variants]
         joined = {v: [_joined(parts) for parts in zip(*variants[v], strict=True)] for v in ordered}
-        made.append((output, joined))
+        made.append(Output(output, joined, further.get(output, 0)))
     return made
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.heldout import Quantity, chosen, gather, read
+from sobolev.builtin.reports.heldout import Output, Quantity, chosen, gather, not_shown, read
 from sobolev.builtin.reports.style import colours, file_names, plain, save
 from sobolev.components import Report, RunRecord, Trained
 
@@ -33,10 +33,11 @@ class Parity(Report):
         """Draw one seed of every variant, by default the first that recorded something."""
         of_variant = chosen(runs, self.name, self.seed)
         found = read([run for run in runs if of_variant.get(run.variant) is run], self.name)
-        names = file_names(self.name, [output for output, _ in found])
-        return [save(self._figure(variants), directory, name) for name, (_, variants) in zip(names, found, strict=True)]
+        names = file_names(self.name, [output.name for output in found])
+        return [save(self._figure(output), directory, name) for name, output in zip(names, found, strict=True)]
 
-    def _figure(self, found: Mapping[str, list[Quantity]]) -> Figure:
+    def _figure(self, output: Output) -> Figure:
+        found = output.quantities
         columns = max(map(len, found.values()))
         figure = Figure(figsize=(0.4 + 2.7 * columns, 0.5 + 2.6 * len(found)), layout="constrained")
         panels = figure.subplots(len(found), columns, squeeze=False)
@@ -49,7 +50,8 @@ class Parity(Report):
             row[0].set_ylabel(f"{variant}\nstudent", fontsize=9)
         for axes, quantity in zip(panels[0], next(q for q in found.values() if len(q) == columns), strict=True):
             axes.set_title(quantity.label, fontsize=10)
-        figure.supxlabel("target", fontsize=9)
+        further = not_shown(output.further, "partial")
+        figure.supxlabel("target" + (f" ({further})" if further else ""), fontsize=9)
         return figure
 
 

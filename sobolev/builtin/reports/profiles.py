@@ -10,12 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.heldout import numbered, output_names, outputs_of, recorded
+from sobolev.builtin.reports.heldout import MOST, not_shown, numbered, output_names, outputs_of, recorded
 from sobolev.builtin.reports.style import colours, file_names, plain, save
 from sobolev.components import Report, RunRecord, Trained
 from sobolev.tables import partial_label
 
-_MOST = 8  # inputs that are shown
+_OF_ALL = ("inputs", "further", "x")  # what is recorded once for all outputs
 
 
 class Profiles(Report):
@@ -37,7 +37,7 @@ class Profiles(Report):
             if box is None:
                 continue
             low, middle, high = box
-            lines = np.tile(middle, (min(len(middle), _MOST), self.grid, 1))
+            lines = np.tile(middle, (min(len(middle), MOST), self.grid, 1))
             for i, line in enumerate(lines):
                 line[:, i] = np.linspace(low[i], high[i], self.grid)
             axes = trained.axes[site]
@@ -47,7 +47,8 @@ class Profiles(Report):
             if not shown:
                 return None
             arrays = {
-                "inputs": np.array(inputs[:_MOST]),
+                "inputs": np.array(inputs[:MOST]),
+                "further": np.array(max(0, len(middle) - MOST)),
                 "outputs": np.array([names[o] for o in shown]),
                 "x": np.stack([line[:, i] for i, line in enumerate(lines)]),
             }
@@ -75,7 +76,9 @@ class Profiles(Report):
             with np.load(file, allow_pickle=False) as stored:
                 whole = {name: stored[name] for name in stored.files}
             for o, output in enumerate(whole.pop("outputs")):
-                record = {name: array if name in ("inputs", "x") else array[o] for name, array in whole.items()}
+                record = {
+                    name: array if name in ("inputs", "further", "x") else array[o] for name, array in whole.items()
+                }
                 # Runs of other inputs are drawn apart: the figure has a column per input, under its name.
                 key = (str(output), *map(str, whole["inputs"]))
                 found.setdefault(key, {}).setdefault(run.variant, []).append(record)
@@ -98,7 +101,7 @@ class Profiles(Report):
             panels[1, i].set_xlabel(name, fontsize=9)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
-        figure.supxlabel(_caption(found), fontsize=8)
+        figure.supxlabel("; ".join(filter(None, (_caption(found), _further(found)))), fontsize=8)
         return figure
 
 
@@ -110,6 +113,10 @@ def _caption(found: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
     if not seeds:
         return f"lines: mean of the members; bands: {spread}" if members else ""
     return "lines: median over seeds; bands: least to greatest" + (f", and {spread}" if members else "")
+
+
+def _further(found: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
+    return not_shown(max(int(record.get("further", 0)) for records in found.values() for record in records), "input")
 
 
 def _box(trained: Trained, site: str, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
