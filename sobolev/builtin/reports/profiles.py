@@ -76,9 +76,7 @@ class Profiles(Report):
             with np.load(file, allow_pickle=False) as stored:
                 whole = {name: stored[name] for name in stored.files}
             for o, output in enumerate(whole.pop("outputs")):
-                record = {
-                    name: array if name in ("inputs", "further", "x") else array[o] for name, array in whole.items()
-                }
+                record = {name: array if name in _OF_ALL else array[o] for name, array in whole.items()}
                 # Runs of other inputs are drawn apart: the figure has a column per input, under its name.
                 key = (str(output), *map(str, whole["inputs"]))
                 found.setdefault(key, {}).setdefault(run.variant, []).append(record)
