@@ -14,8 +14,12 @@ from pathlib import Path
 from typing import Any
 
 
-def arguments(description: str | None, rounds: int) -> argparse.Namespace:
-    """Parse the command line and bind this process to one core; call it before torch or JAX is imported."""
+def arguments(description: str | None, rounds: int, devices: Sequence[str] = ("cpu",)) -> argparse.Namespace:
+    """Parse the command line and bind this process to one core; call it before torch or JAX is imported.
+
+    On an accelerator the process keeps all its cores, as autograd has a thread of its own there, and the clock is that
+    on the wall.
+    """
     assert "torch" not in sys.modules and "jax" not in sys.modules, "the core is chosen before libraries start threads"
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: under a minute")
@@ -26,20 +30,33 @@ def arguments(description: str | None, rounds: int) -> argparse.Namespace:
         "--clock", choices=["cpu", "wall"], default="cpu", help="cpu: not disturbed by others on the core"
     )
     parser.add_argument("--only", default="", help="cases whose name contains this text")
+    parser.add_argument("--device", choices=devices, default="cpu")
     parsed = parser.parse_args()
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {parsed.core})
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
-    os.environ["JAX_PLATFORMS"] = "cpu"
+    if parsed.device == "cpu":
+        if hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, {parsed.core})
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    else:
+        parsed.clock = "wall"
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
     if parsed.rounds is None:
         parsed.rounds = max(5, rounds // 5) if parsed.quick else rounds
     return parsed
 
 
-def clock(name: str) -> Callable[[], int]:
-    """Return a clock in nanoseconds."""
-    return time.process_time_ns if name == "cpu" else time.perf_counter_ns
+def clock(options: argparse.Namespace) -> Callable[[], int]:
+    """Return a clock in nanoseconds; on an accelerator it waits until all work is done."""
+    if options.device == "cpu":
+        return time.process_time_ns if options.clock == "cpu" else time.perf_counter_ns
+    import torch
+
+    def now() -> int:
+        torch.cuda.synchronize()
+        return time.perf_counter_ns()
+
+    return now
 
 
 def interleaved(
@@ -88,7 +105,7 @@ def machine(options: argparse.Namespace) -> dict[str, Any]:
         model = lines[0].partition(":")[2].strip() if lines else ""
     found = {
         "processor": model or platform.processor() or platform.machine(),
-        "core": options.core,
+        **({"core": options.core} if options.device == "cpu" else {"device": torch.cuda.get_device_name()}),
         "clock": options.clock,
         "rounds": options.rounds,
         "python": platform.python_version(),

@@ -238,7 +238,7 @@ def memory_run(folder: Path, quick: bool) -> None:
 def main() -> None:
     """Measure what was asked for and say what was met."""
     options = arguments(__doc__, ROUNDS)
-    now = clock(options.clock)
+    now = clock(options)
     result: dict[str, Any] = {"machine": machine(options), "aims": AIMS}
     print(shown(result["machine"]))
     import torch

@@ -96,7 +96,7 @@ def measured(options: Any, d: int, m: int, order: int, memory: bool) -> dict[str
     """Return microseconds, ratios and mebibytes of all arms at one size."""
     arms = {name: arm(name, d, m, order) for name in ("plain", "projected", "exact", "bounded")}
     there = {name: step for name, step in arms.items() if step is not None}
-    taken = interleaved(there, options.rounds, clock(options.clock))
+    taken = interleaved(there, options.rounds, clock(options))
     row: dict[str, Any] = {"inputs": d, "outputs": m, "order": order}
     for name in there:
         row[name] = {"us": statistics.median(taken[name]), "ratio": median_ratio(taken, name, "plain")}

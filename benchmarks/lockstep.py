@@ -185,7 +185,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for case in [name for name in CASES if options.only in name]:
-            one = measure(case, options.rounds, clock(options.clock), Path(folder))
+            one = measure(case, options.rounds, clock(options), Path(folder))
             results.append(one)
             print(f"\n{case}: a step {one['step']:.0f} us")
             for part, taken in one["parts"].items():

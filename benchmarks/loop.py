@@ -124,7 +124,7 @@ def main() -> None:
     """Run all cases and print the overhead of each."""
     options = arguments(__doc__, ROUNDS)
     os.environ.setdefault("WANDB_MODE", "offline")
-    now = clock(options.clock)
+    now = clock(options)
     results = []
     for batch, weight in CASES[:1] if options.quick else CASES:
         with tempfile.TemporaryDirectory() as folder:

@@ -139,14 +139,17 @@ def fit_kriging(data: Arrays, seed: int, **options: Any) -> Fitted:
     return _smt(KRG(print_global=False, seed=seed, **options), data, partials=False)
 
 
-CONFIGURATIONS = 30
+CONFIGURATIONS = 60
 """Of each peer: as many as `SobolevRegressor` was tried with by hand, on the same development seed."""
 
 
-def _configurations(first: list[dict[str, Any]], fixed: dict[str, Any], **choices: tuple[Any, ...]) -> Any:
-    """Return the first ones, then other combinations of the choices, `CONFIGURATIONS` in all.
+def _configurations(
+    first: list[dict[str, Any]], fixed: dict[str, Any], wider: dict[str, tuple[Any, ...]], **choices: tuple[Any, ...]
+) -> Any:
+    """Return the first ones, then other combinations of the choices, then wider ones: `CONFIGURATIONS` in all.
 
-    Of every choice the first value is the default, which is not spelled out: no configuration appears twice.
+    Of every choice the first value is the default, which is not spelled out: no configuration appears twice. Results
+    are stored by place: what is added goes to the end.
     """
     found = list(first)
     for values in itertools.product(*choices.values()):
@@ -154,7 +157,21 @@ def _configurations(first: list[dict[str, Any]], fixed: dict[str, Any], **choice
         options = {**fixed, **{name: value for name, value in named if value != choices[name][0]}}
         if options not in found:
             found.append(options)
+    for values in itertools.product(*wider.values()):
+        found.append({**fixed, **dict(zip(wider, values, strict=True))})
     return found[:CONFIGURATIONS]
+
+
+LONGER_JENN = {
+    "hidden": ((12, 12), (32, 32), (32, 32, 32)),
+    "max_iter": (10000, 20000),
+    "alpha": (0.005, 0.002, 0.001, 0.0005),
+}
+LONGER_GENN = {
+    "hidden_layer_sizes": ([12, 12], [32, 32], [32, 32, 32]),
+    "num_iterations": (10000, 20000),
+    "alpha": (0.005, 0.002, 0.001, 0.0005),
+}
 
 
 METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
@@ -172,6 +189,7 @@ METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
                 {"is_normalize": True, "max_iter": 5000, "hidden": (64, 64), "alpha": 0.01},
             ],
             {"is_normalize": True},
+            LONGER_JENN,
             lambd=(0.0, 0.01),
             max_iter=(1000, 5000),
             hidden=((12, 12), (32, 32), (64, 64)),
@@ -188,6 +206,7 @@ METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
                 {"lambd": 0.0, "num_iterations": 5000, "hidden_layer_sizes": [64, 64], "alpha": 0.01},
             ],
             {},
+            LONGER_GENN,
             lambd=(0.01, 0.0),
             num_iterations=(1000, 5000),
             hidden_layer_sizes=([12, 12], [32, 32], [64, 64]),
@@ -199,6 +218,13 @@ METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
         _configurations(
             [{}, {"extra_points": 1}, {"extra_points": 2}, {"extra_points": 2, "delta_x": 1e-2}],
             {},
+            {
+                "poly": ("constant", "linear"),
+                "delta_x": (3e-3, 1e-2),
+                "extra_points": (1, 2),
+                "hyper_opt": ("Cobyla", "TNC"),
+                "n_start": (20, 40),
+            },
             delta_x=(1e-4, 1e-3),
             poly=("constant", "linear"),  # SMT has no partials of the quadratic one
             corr=("squar_exp", "abs_exp", "pow_exp"),
@@ -210,6 +236,13 @@ METHODS: dict[str, tuple[Callable[..., Fitted], list[dict[str, Any]]]] = {
         _configurations(
             [{}, {"poly": "linear"}, {"corr": "matern52"}, {"corr": "abs_exp"}],
             {},
+            {
+                "corr": ("squar_exp", "matern52"),
+                "poly": ("constant", "linear"),
+                "hyper_opt": ("TNC", "Cobyla"),
+                "theta_bounds": ([1e-6, 20.0], [1e-6, 200.0]),
+                "n_start": (20, 40),
+            },
             nugget=(2.220446049250313e-14, 1e-10, 1e-6),
             poly=("constant", "linear"),
             corr=("squar_exp", "matern52", "matern32", "abs_exp", "pow_exp"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sobolev.components import Context, Estimator, Learner, Objective, Student, Target
+from sobolev.devices import without_default
 from sobolev.differentiate.cache import DerivativeCache
 from sobolev.differentiate.contract import restrict
 from sobolev.differentiate.measure import Measurer, Policy
@@ -181,6 +182,7 @@ def answers(target: Target) -> bool:
     return own_answer
 
 
+@without_default
 def build(
     plan: RunPlan,
     registry: Registry,

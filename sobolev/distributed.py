@@ -224,12 +224,20 @@ def connect(device: str = "auto") -> World:
         SobolevError: there is no such device.
     """
     chosen = _device(device)
-    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+    alone = "RANK" not in os.environ or "WORLD_SIZE" not in os.environ
+    if chosen.type == "cuda":
+        if not alone:
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            if chosen.index >= torch.cuda.device_count():
+                raise SobolevError(
+                    f"{os.environ['WORLD_SIZE']} processes, but this machine has {torch.cuda.device_count()} CUDA "
+                    "device(s), and every process needs one of its own; start fewer, or use --device cpu"
+                )
+        if chosen.index is not None:
+            torch.cuda.set_device(chosen)  # random numbers are seeded on the current device
+    if alone:
         return World(chosen)
     if not dist.is_initialized():
-        if chosen.type == "cuda":
-            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-            torch.cuda.set_device(chosen)
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return Processes(chosen)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from sobolev import ensembles
 from sobolev.build import Experiment, build
+from sobolev.devices import without_default
 from sobolev.distributed import World
 from sobolev.errors import ComponentError, RecipeError
 from sobolev.host import Host, default_host
@@ -77,6 +78,7 @@ class LoadedStudent:
             raise RecipeError(f"the run has no site {site!r}; {did_you_mean(site, self.names)}")
         return found
 
+    @without_default
     def _members(self, inputs: Inputs, site: str | None) -> list[Jet]:
         names = self.members(site)
         where = self.experiment.sites[names[0]]
@@ -97,6 +99,7 @@ class LoadedStudent:
         return [jets[name] for name in names]
 
 
+@without_default
 def load(run: Path | str, host: Host | None = None) -> LoadedStudent:
     """Load the student of a run directory.
 

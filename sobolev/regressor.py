@@ -14,6 +14,7 @@ from sobolev.arrays import ArrayTarget, Samples
 from sobolev.build import DTYPES, Experiment, build
 from sobolev.builtin.targets.ensemble import ensemble_of
 from sobolev.components import Target
+from sobolev.devices import without_default
 from sobolev.differentiate.measure import Measurer, Policy
 from sobolev.distributed import connect
 from sobolev.heads import HEADS
@@ -144,6 +145,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         tags.target_tags.multi_output = True
         return tags
 
+    @without_default
     def fit(self, X: Any, y: Any, dydx: Any = None, sample_weight: Any = None) -> SobolevRegressor:
         """Train on values and, where they are given, partials.
 
@@ -347,6 +349,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         mean = self._shaped(partials.mean(0))
         return (mean, self._shaped(partials.std(0))) if return_std else mean
 
+    @without_default
     def export(self, directory: Path | str, formats: Sequence[str] = ("torch", "onnx")) -> list[Path]:
         """Write the networks as graphs that give values and partials; see `sobolev.export`.
 
@@ -374,6 +377,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         policy = Policy(steps=0, compile="never")
         return [Measurer(module.eval(), HEADS["identity"], self._site(), policy) for module in self.student_.values()]
 
+    @without_default
     def _measure(self, X: Any, partials: bool) -> np.ndarray:
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)

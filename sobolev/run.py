@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from sobolev import checkpoint
 from sobolev.build import Experiment, build
 from sobolev.components import Report, RunInfo, Tracker
+from sobolev.devices import without_default
 from sobolev.distributed import World
 from sobolev.errors import RecipeError, SobolevError
 from sobolev.evaluate import check_names
@@ -54,6 +55,7 @@ class Result:
     summary: dict[str, float] = field(default_factory=dict)
 
 
+@without_default
 def execute(
     plan: RunPlan,
     host: Host,

@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sobolev import checkpoint
 from sobolev.build import Drawn, Experiment
 from sobolev.components import Target
+from sobolev.devices import without_default
 from sobolev.ensembles import Separate, Together, members
 from sobolev.errors import ComponentError
 from sobolev.evaluate import default_splits, evaluate, metric_named
@@ -138,9 +139,12 @@ class Trainer:
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
+    @without_default
     def run(self, loaded: checkpoint.Loaded | None = None) -> Outcome:
         """Train from the start, or from a checkpoint, to the end or to a signal."""
-        with torch.random.fork_rng(devices=[]), ThreadPoolExecutor(1) as self._ahead:
+        device = self.experiment.context.device
+        forked = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices=forked), ThreadPoolExecutor(1) as self._ahead:
             start = 0
             state: Mapping[str, Any] | None = None
             if loaded is not None:

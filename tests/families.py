@@ -6,6 +6,7 @@ module is a plugin too: a copy of it in a folder serves ``sobolev --plugins-dir`
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from sobolev.distributed import World
 from sobolev.host import Host, load_host
 from sobolev.recipe.plan import RunPlan, load_plans
 
+DEVICE = torch.device(os.environ.get("SOBOLEV_TEST_DEVICE", "cpu"))
 H: Key = ("h",)
 X: Key = ("x",)
 
@@ -62,8 +64,8 @@ class Tabulated(Target):
             value[torch.rand(value.shape, **draw) < 0.2] = torch.nan
             partials[torch.rand(partials.shape, **draw) < 0.3] = torch.nan
             partials[3] = torch.nan  # a row without any
-        self.x, self.value_, self.partials = (t.to(context.dtype) for t in (x, value, partials))
-        self.weight = torch.rand(len(x), **draw).to(context.dtype) * 3 if self.weights else None
+        self.x, self.value_, self.partials = (t.to(context.device, context.dtype) for t in (x, value, partials))
+        self.weight = torch.rand(len(x), **draw).to(context.device, context.dtype) * 3 if self.weights else None
 
     def sites(self) -> Mapping[str, Site]:
         return {"table": Site({"x": (2,)}, 2, ("x",))}
@@ -110,8 +112,9 @@ class Online(Target):
         generator = context.generator("online")
         draw = {"generator": generator, "dtype": torch.float64}
         x = torch.randn(self.rows + 6, 4, **draw)
-        self.x, self.y = x.to(context.dtype), (x @ torch.randn(4, 2, **draw)).tanh().to(context.dtype)
-        self.layers = [torch.randn(4, 3, **draw).to(context.dtype), torch.randn(3, 2, **draw).to(context.dtype)]
+        y, first, second = (x @ torch.randn(4, 2, **draw)).tanh(), torch.randn(4, 3, **draw), torch.randn(3, 2, **draw)
+        where = context.device, context.dtype
+        self.x, self.y, self.layers = x.to(*where), y.to(*where), [first.to(*where), second.to(*where)]
         self.velocity = [torch.zeros_like(w) for w in self.layers]
 
     def sites(self) -> Mapping[str, Site]:
@@ -152,7 +155,8 @@ class Online(Target):
     ) -> Mapping[str, Mean]:
         assert set(learner.module) == {"first", "second"}
         below = {"first": self.x[points["first"].context], "second": points["first"].inputs["h"]}
-        rows = float(self.world.sum(torch.tensor(float(len(points["first"])), dtype=torch.float64)))
+        own = torch.tensor(float(len(points["first"])), dtype=torch.float64, device=self.world.device)
+        rows = float(self.world.sum(own))
         for site, layer, velocity in zip(("first", "second"), self.layers, self.velocity, strict=True):
             slope = prediction[site].derivatives[H][:, 0] * (1 - points[site].inputs["h"].square())
             velocity.mul_(0.9).add_(self.world.sum(below[site].T @ slope) / rows)
@@ -161,7 +165,7 @@ class Online(Target):
         return {"main": Mean.of(reference["second"].value[:, 0])}
 
     def finish(self, learner: Learner) -> Mapping[str, float]:
-        return {"score": float(learner.value("first", {"h": torch.zeros(1, 3, dtype=self.x.dtype)}))}
+        return {"score": float(learner.value("first", {"h": torch.zeros(1, 3).to(self.x)}))}
 
     def state_dict(self) -> dict[str, Any]:
         return {"layers": list(self.layers), "velocity": list(self.velocity), "updates": self.updates}
@@ -183,7 +187,8 @@ class Sines(Target):
 
     def prepare(self, context: Context) -> None:
         generator = torch.Generator().manual_seed(3)
-        self.x = torch.randn(self.rows + 8, 3, generator=generator, dtype=torch.float64).to(context.dtype)
+        x = torch.randn(self.rows + 8, 3, generator=generator, dtype=torch.float64)
+        self.x = x.to(context.device, context.dtype)
 
     def sites(self) -> Mapping[str, Site]:
         return {"sines": Site({"x": (3,)}, 2, ("x",))}
@@ -198,7 +203,7 @@ class Sines(Target):
     def value(self, site: str, inputs: Mapping[str, Tensor], points: Points) -> Tensor:
         x = inputs["x"]
         value = torch.stack([x.sin().sum(1), x.prod(1)], dim=1)
-        wrong = (points.index == self.sample).repeat(len(x) // len(points))[:, None]
+        wrong = (points.index == self.sample).to(x.device).repeat(len(x) // len(points))[:, None]
         if self.bad == "value":
             return value.masked_fill(wrong, torch.nan)
         if self.bad == "derivative":  # the square root of 0 has no slope
@@ -218,7 +223,7 @@ class Faulty(Exact):
     def probe(self, points: Points, outputs: int, keys: tuple[Key, ...], noise: Noise) -> Probe:
         from sobolev import Contraction
 
-        vectors = noise.sphere(points.index, 1, (3,), dtype=points.inputs["x"].dtype)
+        vectors = noise.sphere(points.index.to(points.inputs["x"].device), 1, (3,), dtype=points.inputs["x"].dtype)
         if noise.step == self.step and noise.split == "train":
             vectors = vectors.clone()
             vectors[1] = torch.nan
@@ -309,9 +314,9 @@ def plan(folder: Path, *changes: str, text: str = RECIPE) -> RunPlan:
 
 
 def experiment(folder: Path, *changes: str, world: World | None = None, text: str = RECIPE) -> Experiment:
-    """The parts of that run."""
+    """The parts of that run, on the device that the environment names."""
     made = plan(folder, *changes, text=text)
-    world = world or World(torch.device("cpu"))
+    world = world or World(DEVICE)
     return build(made, HOST.registry, world, cache=folder / "cache", say=lambda _: None)
 
 

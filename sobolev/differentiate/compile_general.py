@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sobolev.differentiate.autograd import differentiate
-from sobolev.differentiate.compile import TOLERANCE, Disagreement, compiler, without_warnings
+from sobolev.differentiate.compile import DEVICES, TOLERANCE, Disagreement, compiler, no_compiler, without_warnings
 from sobolev.differentiate.structure import Structure
 from sobolev.vocabulary import VALUE, Contraction, Jet, Key, Points, Probe
 
@@ -60,8 +60,8 @@ class GeneralCompiler:
         and takes about 20 s and 0.1 s per operation. Seen are structure, shapes and the number of steps, never timing.
         """
         device = next(iter(points.inputs.values())).device
-        if device.type != "cpu":
-            return f"not compiled on {device.type}: only measured on CPUs"
+        if device.type not in DEVICES:
+            return f"not compiled on {device.type}: not measured there"
         if steps * _SAVED_PER_OPERATION <= _SECONDS_PER_OPERATION:  # no number of operations would make it worth it
             return f"not compiled: {steps:,} steps are too few"
         try:
@@ -71,7 +71,7 @@ class GeneralCompiler:
         saved, spent = steps * operations * _SAVED_PER_OPERATION, _SECONDS + _SECONDS_PER_OPERATION * operations
         if saved < spent:
             return f"not compiled: {steps:,} steps would save about {saved:.2g} s, compiling takes about {spent:.2g}"
-        return "" if compiler() else "not compiled: there is no C++ compiler"
+        return "" if compiler(device) else f"not compiled: {no_compiler(device)}"
 
     def __call__(self, points: Points, probe: Probe, detached: frozenset[Key]) -> Jet:
         """Return the jet, with graph, detached where asked."""
@@ -219,7 +219,9 @@ def _compare(jet: Jet, reference: Jet, parameters: Sequence[Tensor]) -> None:
         _agree(jet[name].detach(), reference[name].detach(), 0.0, "values" if name == VALUE else "derivatives")
     differentiated = [p for p in parameters if p.requires_grad]
     generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(reference[name].shape, generator=generator).to(reference[name]) for name in names]
+    weights = [
+        torch.randn(reference[name].shape, generator=generator, device="cpu").to(reference[name]) for name in names
+    ]
     found, expected = (
         torch.autograd.grad(
             [j[name] for name in names if j[name].requires_grad],

@@ -66,7 +66,7 @@ def check_gradient(
     except (RuntimeError, NotImplementedError) as error:
         raise _once_only(loss, module, error) from error
     again = float(loss().detach())
-    if again != value:
+    if not math.isclose(again, value, rel_tol=1e-12):  # sums on a GPU may change by a last bit
         raise DerivativeError(
             f"the loss is not a function of the parameters: two calls gave {value!r} and {again!r}. "
             "Random layers must draw the same numbers in both (fix the seed inside the function)."
@@ -117,8 +117,8 @@ def _gradient(loss: Callable[[], Tensor], parameters: Sequence[Tensor]) -> tuple
 
 
 def _direction(parameters: Sequence[Tensor], generator: torch.Generator) -> list[Tensor]:
-    drawn = [torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters]
-    norm = torch.sqrt(sum((d.square().sum() for d in drawn), torch.zeros((), dtype=torch.float64)))
+    drawn = [torch.randn(p.shape, generator=generator, dtype=p.dtype, device="cpu").to(p.device) for p in parameters]
+    norm = math.sqrt(sum(float(d.square().sum()) for d in drawn))
     return [d / norm for d in drawn]
 
 

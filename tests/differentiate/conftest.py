@@ -1,7 +1,8 @@
-"""One thread, and the folder of the tests on the path of imports."""
+"""One thread, the folder of the tests on the path of imports, and the device: ``SOBOLEV_TEST_DEVICE=cuda``."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+torch.set_default_device(os.environ.get("SOBOLEV_TEST_DEVICE", "cpu"))
 
 
 @pytest.fixture(autouse=True)

@@ -20,9 +20,10 @@ def head_of(name: str) -> Head:
 def points_of(shape: tuple[int, ...], n: int, rows: int = B, seed: int = 0) -> Points:
     """Inputs x, and labels y that do not sum to 1."""
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(rows, *shape, generator=generator, dtype=torch.float64)
-    y = torch.rand(rows, n, generator=generator, dtype=torch.float64)
-    return Points({"x": x, "y": y}, ("x", "y"), torch.arange(rows))
+    x = torch.randn(rows, *shape, generator=generator, dtype=torch.float64, device="cpu")
+    y = torch.rand(rows, n, generator=generator, dtype=torch.float64, device="cpu")
+    device = torch.get_default_device()
+    return Points({"x": x.to(device), "y": y.to(device)}, ("x", "y"), torch.arange(rows))
 
 
 def measurer_of(module: nn.Module, head: Head, shape: tuple[int, ...], n: int, **policy: object) -> Measurer:
@@ -41,7 +42,8 @@ class _Named(nn.Sequential):
 
 
 def vectors(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    drawn = torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64, device="cpu")
+    return drawn.to(torch.get_default_device())
 
 
 def contractions(shape: tuple[int, ...], m: int, order: int, rows: int = B, k: int = K) -> dict[str, Contraction]:

@@ -33,7 +33,7 @@ class Detaching(nn.Module):
         self.linear = nn.Linear(3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.from_numpy(self.linear(x).detach().numpy()) + 0 * self.linear.bias
+        return torch.from_numpy(self.linear(x).detach().cpu().numpy()).to(x) + 0 * self.linear.bias
 
 
 class Rounded(nn.Module):
@@ -127,7 +127,7 @@ def test_under_a_curved_head_it_is_not_zero() -> None:
 
 
 def outside(inputs: Mapping[str, Tensor]) -> Tensor:
-    return torch.from_numpy(np.sin(inputs["x"].detach().numpy()).sum(1, keepdims=True))
+    return torch.from_numpy(np.sin(inputs["x"].detach().cpu().numpy()).sum(1, keepdims=True)).to(inputs["x"])
 
 
 def rounded(inputs: Mapping[str, Tensor]) -> Tensor:

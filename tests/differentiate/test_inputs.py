@@ -102,7 +102,7 @@ def test_derivatives_leave_autocast_unless_it_is_asked() -> None:
 
     def of(**policy: object) -> tuple[Tensor, Tensor, Tensor]:
         measurer = Measurer(module, HEADS["identity"], site, Policy(**{"steps": 1, "compile": "never", **policy}))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
             jet = measurer.measure(points, probe)
             (jet.value.square().sum() + jet[X].square().sum()).backward()
         gradient = torch.cat([p.grad.flatten() for p in module.parameters()])

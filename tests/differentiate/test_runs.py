@@ -30,7 +30,7 @@ def experiment(folder: Path, text: str = RECIPE, **options: object):
     recipe.write_text(text)
     host = load_host()
     (plan,) = load_plans(recipe, host.registry)
-    return build(plan, host.registry, World(device=torch.device("cpu")), cache=folder, say=lambda _: None, **options)
+    return build(plan, host.registry, World(torch.get_default_device()), cache=folder, say=lambda _: None, **options)
 
 
 def chosen(made, rows: int = 16) -> str:
@@ -43,7 +43,7 @@ def chosen(made, rows: int = 16) -> str:
 
 
 def test_a_resumed_run_measures_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "compiler", lambda: "c++")
+    monkeypatch.setattr(compilation, "compiler", lambda _: "c++")
     assert chosen(experiment(tmp_path)) == COMPILED
     assert chosen(experiment(tmp_path, smoke=True)) == PASSES
     assert chosen(experiment(tmp_path, engines={"function": {"d/dx (full)": "passes: then"}})) == PASSES
