@@ -1,6 +1,6 @@
 """What the loop costs besides the step: recording, progress, checks, trackers, against the same step written bare.
 
-    python benchmarks/loop.py [--quick] [--json FILE]
+    python benchmarks/loop.py [--quick] [--json FILE] [--device cuda]
 
 The bare arm draws a batch, asks the same parts, and updates the student with torch's optimizer. The other arms train
 the same recipe with `sobolev.train.Trainer` as ``sobolev run`` does: records every 50 steps into ``metrics.jsonl``, a
@@ -35,7 +35,7 @@ train: {{steps: {steps}, batch_size: {batch}, log_every: 50, compile: never}}
 CASES = [(256, 1), (256, 0), (20, 1)]  # batch size, weight of the derivative; the aim holds at 256
 
 
-def arms(folder: Path, batch: int, weight: int) -> dict[str, Callable[[], None]]:
+def arms(folder: Path, batch: int, weight: int, device: str) -> dict[str, Callable[[], None]]:
     """Return one turn of every arm, over fresh parts of the same recipe."""
     import torch
 
@@ -48,7 +48,7 @@ def arms(folder: Path, batch: int, weight: int) -> dict[str, Callable[[], None]]
     file = folder / "recipe.yaml"
     file.write_text(RECIPE.format(batch=batch, weight=weight, steps=STEPS))
     (plan,) = load_plans(file, registry)
-    world = World(torch.device("cpu"))
+    world = World(torch.device(device))
 
     def experiment() -> Any:
         return build(plan, registry, world, cache=folder / "cache", say=lambda _: None)
@@ -74,7 +74,7 @@ def _bare(experiment: Any, batch: int) -> Callable[[], None]:
         for step in range(STEPS):
             drawn = experiment.draw(Batch("train", sampler.ids(step)), step, training=True)
             prediction = experiment.predict(drawn)
-            loss = torch.zeros(())
+            loss = torch.zeros((), device=experiment.context.device)
             for site, where in drawn.points.items():
                 for term in experiment.objective.terms(
                     site, where, drawn.probes[site], prediction[site], drawn.reference[site]
@@ -122,13 +122,13 @@ def _loop(experiment: Any, registry: Any, folder: Path, extra: list[str]) -> Cal
 
 def main() -> None:
     """Run all cases and print the overhead of each."""
-    options = arguments(__doc__, ROUNDS)
+    options = arguments(__doc__, ROUNDS, ("cpu", "cuda"))
     os.environ.setdefault("WANDB_MODE", "offline")
     now = clock(options)
     results = []
     for batch, weight in CASES[:1] if options.quick else CASES:
         with tempfile.TemporaryDirectory() as folder:
-            turns = arms(Path(folder), batch, weight)
+            turns = arms(Path(folder), batch, weight, options.device)
             taken: dict[str, list[float]] = {name: [] for name in turns}
             for turn in turns.values():
                 turn()

@@ -180,6 +180,7 @@ def jax_arm(case: Case) -> Callable[[], object]:
     import numpy as np
     import optax
 
+    jax.config.update("jax_default_matmul_precision", "highest")  # float32 on a GPU too, as torch computes
     generator = np.random.default_rng(1)
     draw = lambda *shape: jnp.asarray(generator.standard_normal(shape), jnp.float32)  # noqa: E731
     x, y = draw(case.batch, *case.shape), draw(case.batch, case.outputs)

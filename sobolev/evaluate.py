@@ -102,7 +102,7 @@ def _probe(experiment: Experiment, site: str, points: Points) -> Probe:
                 contractions[key] = Contraction(None, (None,))
             else:
                 noise = Noise(0, "evaluation", 0, site)
-                vectors = noise.sphere(points.index, _PROBES, (m,), *key, dtype=x.dtype)
+                vectors = noise.sphere(points.index.to(x.device), _PROBES, (m,), *key, dtype=x.dtype)
                 # Scaled so that the mean squared norm estimates the squared norm of the whole Jacobian.
                 contractions[key] = Contraction(vectors * math.sqrt(m), (None,))
     return restrict(Probe(contractions), points)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sobolev import checkpoint
 from sobolev.build import Drawn, Experiment
 from sobolev.components import Target
-from sobolev.devices import without_default
+from sobolev.devices import single_precision, without_default
 from sobolev.ensembles import Separate, Together, members
 from sobolev.errors import ComponentError
 from sobolev.evaluate import default_splits, evaluate, metric_named
@@ -144,7 +144,9 @@ class Trainer:
         """Train from the start, or from a checkpoint, to the end or to a signal."""
         device = self.experiment.context.device
         forked = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=forked), ThreadPoolExecutor(1) as self._ahead:
+        rounded = self.experiment.plan.recipe.precision == "bfloat16-derivatives"
+        precision = nullcontext() if rounded else single_precision(device)  # of the backward pass too
+        with torch.random.fork_rng(devices=forked), precision, ThreadPoolExecutor(1) as self._ahead:
             start = 0
             state: Mapping[str, Any] | None = None
             if loaded is not None:

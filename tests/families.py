@@ -171,7 +171,8 @@ class Online(Target):
         return {"layers": list(self.layers), "velocity": list(self.velocity), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.layers, self.velocity, self.updates = state["layers"], state["velocity"], state["updates"]
+        self.layers, self.velocity = ([t.to(self.x) for t in state[name]] for name in ("layers", "velocity"))
+        self.updates = state["updates"]
 
     def close(self) -> None:
         self.closed += 1

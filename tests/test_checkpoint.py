@@ -31,7 +31,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def same(one: Any, other: Any) -> bool:
     """Nested data, bit for bit."""
     if isinstance(one, Tensor):
-        return torch.equal(one, other) and one.dtype == other.dtype
+        return torch.equal(one.cpu(), other.cpu()) and one.dtype == other.dtype
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):

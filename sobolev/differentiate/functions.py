@@ -7,13 +7,13 @@ once more is an error.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from sobolev.devices import full_precision
 from sobolev.differentiate.stages import Runner, Stages, State, run_eagerly
 from sobolev.differentiate.sweeps import Gradients
 
@@ -118,13 +118,6 @@ def _unchanged(ctx: Any) -> Batch:
     return batch
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """A backward pass that is called under autocast computes as its forward pass did."""
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()
-
-
 class Jet(torch.autograd.Function):
     """z and ``<z, v_j>``'s gradients by x, for cotangents that do not depend on z (identity head)."""
 
@@ -150,7 +143,7 @@ class Jet(torch.autograd.Function):
         name = "merged_gradients" if merged else "jet_gradients"
         stage = batch.stages.merged_gradients if merged else batch.stages.jet_gradients
         parts = zip(batch.states, batch.parts(e), batch.parts(u, 1), strict=True)
-        with _full_precision(batch.tensors[0].device):
+        with full_precision(batch.tensors[0].device):
             found = [batch.run(name, stage, batch.tensors, *part) for part in parts]
         return None, None, None, None, *_summed(found)
 
@@ -172,7 +165,7 @@ class Values(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, e: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         batch = _unchanged(ctx)
-        with _full_precision(batch.tensors[0].device):
+        with full_precision(batch.tensors[0].device):
             return None, None, *batch.gradients(e)
 
 
@@ -189,7 +182,7 @@ class Reverse(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, u: Tensor) -> tuple[Tensor | None, ...]:
-        with _full_precision(u.device):
+        with full_precision(u.device):
             return None, u.new_zeros(()), ctx.batch.push(u)
 
 
@@ -205,7 +198,7 @@ class Forward(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, w: Tensor) -> tuple[Tensor | None, ...]:
-        with _full_precision(w.device):
+        with full_precision(w.device):
             ctx.batch.pull(w)
         return None, w.new_zeros(()), None
 
@@ -232,7 +225,7 @@ class Along(torch.autograd.Function):
         batch = _unchanged(ctx)
         parts = zip(batch.states, batch.parts(e), batch.parts(w, 1), strict=True)
         stage = batch.stages.along_gradients
-        with _full_precision(batch.tensors[0].device):
+        with full_precision(batch.tensors[0].device):
             found = [batch.run("along_gradients", stage, batch.tensors, *part) for part in parts]
         return None, None, None, *_summed(found)
 

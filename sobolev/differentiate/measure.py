@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from sobolev.devices import full_precision
 from sobolev.differentiate.autograd import differentiate
 from sobolev.differentiate.blame import first_cut
 from sobolev.differentiate.compile import Compiler, reason_against
@@ -199,12 +200,12 @@ class Measurer:
 
     def _precision(self, points: Points, derivatives: bool) -> AbstractContextManager[object]:
         """Return the context that gives matrix products their type."""
-        device = next(iter(points.inputs.values())).device.type
+        device = next(iter(points.inputs.values())).device
         if derivatives and self.policy.precision == "float32":
-            return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+            return full_precision(device)
         if self.policy.autocast is None:
             return nullcontext()
-        return torch.autocast(device, dtype=self.policy.autocast)
+        return torch.autocast(device.type, dtype=self.policy.autocast)
 
     def _cut(self, points: Points, probe: Probe) -> Pieces | None:
         """Return into which pieces a measurement under a memory bound is cut; None where it fits as a whole.

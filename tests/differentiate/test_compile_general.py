@@ -68,6 +68,8 @@ PAIRS = [
 def test_agrees_with_the_eager_form(uncompiled: None, kind: str, head: str) -> None:
     n = 1 if head == "identity" else 3
     m = head_of(head).outputs(n)
+    if kind == "attention" and torch.get_default_device().type == "cuda":
+        pytest.skip("its softmax is traced to an operation without derivative there, and stays eager")
     for label in ("full", "output side", "one input probe"):
         first = contractions((3,), m, 1)[label]
         assert twice(network(kind, n), Probe({X: first}), head, n) == "", label
