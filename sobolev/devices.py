@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -29,20 +29,35 @@ def without_default(function: Callable[P, R]) -> Callable[P, R]:
     return called
 
 
-@contextmanager
-def single_precision(device: torch.device) -> Iterator[None]:
-    """Keep convolutions on CUDA in float32: cuDNN takes TF32 by default, which is wrong in the third digit.
+def single_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which convolutions on CUDA stay in float32: cuDNN takes TF32 by default, with 10 bits.
 
     A first derivative of the paper's Atari student came out wrong by half a percent. Matrix products are in float32
     unless the caller has asked otherwise (`torch.set_float32_matmul_precision`).
     """
-    if device.type != "cuda" or not _tf32():
-        yield
-        return
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
+    return _WithoutTF32() if device.type == "cuda" and _tf32() else nullcontext()
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which everything is computed in the precision of its tensors: no autocast, no TF32."""
+    autocast = torch.is_autocast_enabled(device.type)
+    if device.type == "cuda" and _tf32():
+        return _WithoutTF32(torch.autocast("cuda", enabled=False) if autocast else nullcontext())
+    return torch.autocast(device.type, enabled=False) if autocast else nullcontext()
+
+
+class _WithoutTF32:
+    """A context without TF32 in convolutions, around another one; entered in every step, so it is a light one."""
+
+    def __init__(self, inner: AbstractContextManager[object] = nullcontext()) -> None:  # noqa: B008
+        self.inner = inner
+
+    def __enter__(self) -> None:
+        torch.backends.cudnn.allow_tf32 = False
+        self.inner.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self.inner.__exit__(*raised)
         torch.backends.cudnn.allow_tf32 = True
 
 
@@ -51,15 +66,3 @@ def _tf32() -> bool:
         return bool(torch.backends.cudnn.allow_tf32)
     except RuntimeError:  # convolutions and recurrent layers were set apart, on purpose
         return False
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which everything is computed in the precision of its tensors: no autocast, no TF32."""
-    if device.type == "cuda":
-        stack = ExitStack()
-        stack.enter_context(torch.autocast("cuda", enabled=False))
-        stack.enter_context(single_precision(device))
-        return stack
-    if torch.is_autocast_enabled(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

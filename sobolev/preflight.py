@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sobolev.build import Drawn, Experiment
+from sobolev.devices import without_default
 from sobolev.differentiate.measure import Measurer
 from sobolev.differentiate.preflight import Agreement, check_gradient
 from sobolev.nonfinite import report_nonfinite
@@ -19,6 +20,7 @@ from sobolev.vocabulary import Batch, Contraction, Jet, Points, Probe
 _SAMPLES = 8  # more samples mean more kinks of a piecewise linear network within reach of a finite difference
 
 
+@without_default
 def preflight(experiment: Experiment) -> Agreement | None:
     """Compare autograd's parameter gradient with finite differences, in float64 on a copy of the student.
 

@@ -80,7 +80,7 @@ def test_a_student_from_there_is_used_without_it(tmp_path: Path) -> None:
     trained(tmp_path / "cuda")
     nowhere = {"CUDA_VISIBLE_DEVICES": ""}
     (directory,) = {file.parent for file in (tmp_path / "cuda").rglob("metrics.jsonl")}
-    script = "import sys, torch; from sobolev import load; print(load(sys.argv[1]).value(torch.zeros(1, 2)).shape)"
+    script = "import sys, torch; from sobolev import load; print(load(sys.argv[1])(torch.zeros(1, 2)).value.shape)"
     loaded = subprocess.run(
         [sys.executable, "-c", script, str(directory)], env={**os.environ, **nowhere}, capture_output=True, text=True
     )

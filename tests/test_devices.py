@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from families import HOST, plan
 
 from sobolev import SobolevRegressor, load
+from sobolev.devices import full_precision, single_precision
 from sobolev.distributed import World
 from sobolev.run import Settings, execute
 
@@ -35,3 +37,25 @@ def test_the_regressor() -> None:
     x = np.random.RandomState(0).rand(12, 2)
     model = SobolevRegressor(regime="exact", activation="silu").fit(x, x.prod(1), x[:, ::-1])
     assert np.isfinite(model.predict(x)).all() and model.predict_partials(x).shape == (12, 2)
+
+
+@pytest.mark.parametrize("context", [single_precision, full_precision])
+def test_convolutions_on_cuda_stay_in_single_precision(context: Callable[..., AbstractContextManager[object]]) -> None:
+    flags = torch.backends.cudnn
+    assert flags.allow_tf32  # torch's default, with or without a device
+    with context(torch.device("cpu")):
+        assert flags.allow_tf32
+    with pytest.raises(KeyError), context(torch.device("cuda")):
+        assert not flags.allow_tf32
+        with context(torch.device("cuda")):
+            assert not flags.allow_tf32
+        raise KeyError
+    assert flags.allow_tf32
+    before = flags.rnn.fp32_precision
+    flags.rnn.fp32_precision = "ieee"  # set apart: the caller knows
+    try:
+        with context(torch.device("cuda")):
+            assert flags.conv.fp32_precision == "tf32"
+    finally:
+        flags.rnn.fp32_precision = before
+    assert flags.allow_tf32
