@@ -1,5 +1,6 @@
 """Every report on run directories that were really trained: what stands in the figure is what the runs recorded."""
 
+import importlib
 import json
 import statistics
 from pathlib import Path
@@ -42,7 +43,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Figure]]:
         return directory / f"{name}.png"
 
     for module in ("bars", "curves", "surface", "parity", "errors", "profiles"):
-        monkeypatch.setattr(f"sobolev.builtin.reports.{module}.save", keep)
+        # By its name in a string it would be the factory of that name, until it is imported.
+        monkeypatch.setattr(importlib.import_module(f"sobolev.builtin.reports.{module}"), "save", keep)
     return kept
 
 
@@ -414,6 +416,32 @@ def test_figures_say_what_they_leave_out(tmp_path: Path, drawn: list[tuple[str, 
     np.savez(file, **arrays)  # of an earlier version
     report("parity").draw(runs, tmp_path)
     assert drawn[-1][1].get_supxlabel() == "target"
+
+
+OUTPUTS = """
+name: outputs
+target: {use: table, file: six.csv, inputs: [x], values: [a, b, c, d, e, f], split: {test: 0.4}}
+student: {use: mlp, hidden: [4]}
+objective: {derivatives: []}
+train: {steps: 1, preflight: false}
+figures: [parity, errors, {use: profiles, grid: 5}]
+"""
+
+
+def test_figures_say_that_outputs_have_none(tmp_path: Path, drawn: list[tuple[str, Figure]]) -> None:
+    rows = np.random.RandomState(0).rand(12, 7)
+    np.savetxt(tmp_path / "six.csv", rows, delimiter=",", header="x,a,b,c,d,e,f", comments="")
+    runs = train(tmp_path, OUTPUTS)
+    for name in ("parity", "errors", "profiles"):
+        report(name).draw(runs, tmp_path)
+    assert len(drawn) == 12
+    assert all("2 further outputs have no figure" in figure.get_supxlabel() for _, figure in drawn)
+    named = train(
+        tmp_path, OUTPUTS.replace("name: outputs", "name: named").replace("parity,", "{use: parity, output: 5},")
+    )
+    drawn.clear()
+    report("parity").draw(named, tmp_path)
+    assert [(name, figure.get_supxlabel()) for name, figure in drawn] == [("parity-f", "target")]
 
 
 def test_labels() -> None:

@@ -61,5 +61,5 @@ class Errors(Report):
             if i == 0:
                 axes.set_ylabel("share of samples (dotted: median)", fontsize=9)
                 axes.legend(frameon=False, fontsize=8, loc="upper left")
-        figure.supxlabel(not_shown(output.further, "partial"), fontsize=8)
+        figure.supxlabel(not_shown(output.further, "partial", output.others), fontsize=8)
         return figure

@@ -44,11 +44,13 @@ class Output:
         name: of the output.
         quantities: by variant.
         further: partials that were not recorded, as there are too many.
+        others: outputs that were not recorded, where none was named and there are too many.
     """
 
     name: str
     quantities: Mapping[str, list[Quantity]]
     further: int
+    others: int
 
 
 _Found = dict[tuple[str, tuple[str, ...]], dict[str, list[list[Quantity]]]]
@@ -89,6 +91,7 @@ def gather(trained: Trained, limit: int, output: int | None) -> Mapping[str, np.
         "target": np.stack(expected),
         "student": np.stack(found),
         "further": np.array(further),
+        "others": np.array(others(target[0].shape[1], output)),
         "split": np.array(split),
     }
 
@@ -103,9 +106,17 @@ def output_names(axes: Axes | None, count: int) -> list[str]:
     return list(axes.outputs) if axes else ["f"] if count == 1 else numbered("f", count)
 
 
-def not_shown(further: int, of: str) -> str:
-    """Return what a figure says of so many partials or inputs that it leaves out."""
-    return f"{plural(further, f'further {of}')} {'is' if further == 1 else 'are'} not shown" if further else ""
+def others(count: int, chosen: int | None) -> int:
+    """Return how many outputs get no figure because there are too many."""
+    return max(0, count - _OUTPUTS) if chosen is None else 0
+
+
+def not_shown(further: int, of: str, others: int = 0) -> str:
+    """Return what a figure says of so many partials or inputs that it leaves out, and of outputs without a figure."""
+    left = [f"{plural(further, f'further {of}')} {'is' if further == 1 else 'are'} not shown"] if further else []
+    if others:
+        left.append(f"{plural(others, 'further output')} {'has' if others == 1 else 'have'} no figure")
+    return "; ".join(left)
 
 
 def chosen(runs: Sequence[RunRecord], name: str, seed: int | None) -> dict[str, RunRecord]:
@@ -131,6 +142,7 @@ def read(runs: Sequence[RunRecord], name: str) -> list[Output]:
     """
     found: _Found = {}
     further: dict[str, int] = {}
+    left = 0
     for run in runs:
         file = recorded(run, name)
         if file is None:
@@ -140,6 +152,7 @@ def read(runs: Sequence[RunRecord], name: str) -> list[Output]:
             if "further" in stored:
                 more = zip(map(str, stored["outputs"]), map(int, stored["further"]), strict=True)
                 further |= {output: max(count, further.get(output, 0)) for output, count in more}
+            left = max(left, int(stored["others"])) if "others" in stored else left
         of_run: dict[str, list[Quantity]] = {}
         for output, label, target, student in rows:
             of_run.setdefault(str(output), []).append(_quantity(str(label), target, student))
@@ -150,7 +163,7 @@ def read(runs: Sequence[RunRecord], name: str) -> list[Output]:
     for (output, _), variants in _together(found).items():
         ordered = [variant for variant in dict.fromkeys(run.variant for run in runs) if variant in variants]
         joined = {v: [_joined(parts) for parts in zip(*variants[v], strict=True)] for v in ordered}
-        made.append(Output(output, joined, further.get(output, 0)))
+        made.append(Output(output, joined, further.get(output, 0), left))
     return made
 
 

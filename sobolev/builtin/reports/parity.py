@@ -50,7 +50,7 @@ class Parity(Report):
             row[0].set_ylabel(f"{variant}\nstudent", fontsize=9)
         for axes, quantity in zip(panels[0], next(q for q in found.values() if len(q) == columns), strict=True):
             axes.set_title(quantity.label, fontsize=10)
-        further = not_shown(output.further, "partial")
+        further = not_shown(output.further, "partial", output.others)
         figure.supxlabel("target" + (f" ({further})" if further else ""), fontsize=9)
         return figure
 

@@ -10,12 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sobolev.builtin.reports.heldout import MOST, not_shown, numbered, output_names, outputs_of, recorded
+from sobolev.builtin.reports.heldout import MOST, not_shown, numbered, others, output_names, outputs_of, recorded
 from sobolev.builtin.reports.style import colours, file_names, plain, save
 from sobolev.components import Report, RunRecord, Trained
 from sobolev.tables import partial_label
 
-_OF_ALL = ("inputs", "further", "x")  # what is recorded once for all outputs
+_OF_ALL = ("inputs", "further", "others", "x")  # what is recorded once for all outputs
 
 
 class Profiles(Report):
@@ -49,6 +49,7 @@ class Profiles(Report):
             arrays = {
                 "inputs": np.array(inputs[:MOST]),
                 "further": np.array(max(0, len(middle) - MOST)),
+                "others": np.array(others(where.outputs, self.output)),
                 "outputs": np.array([names[o] for o in shown]),
                 "x": np.stack([line[:, i] for i, line in enumerate(lines)]),
             }
@@ -114,7 +115,9 @@ def _caption(found: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
 
 
 def _further(found: Mapping[str, list[dict[str, np.ndarray]]]) -> str:
-    return not_shown(max(int(record.get("further", 0)) for records in found.values() for record in records), "input")
+    stored = [record for records in found.values() for record in records]
+    inputs, outputs = (max(int(record.get(name, 0)) for record in stored) for name in ("further", "others"))
+    return not_shown(inputs, "input", outputs)
 
 
 def _box(trained: Trained, site: str, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
