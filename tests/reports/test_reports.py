@@ -441,7 +441,7 @@ def test_figures_say_that_outputs_have_none(tmp_path: Path, drawn: list[tuple[st
     )
     drawn.clear()
     report("parity").draw(named, tmp_path)
-    assert [(name, figure.get_supxlabel()) for name, figure in drawn] == [("parity-f", "target")]
+    assert [(name, figure.get_supxlabel()) for name, figure in drawn] == [("parity", "target")]
 
 
 def test_labels() -> None:
