@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -165,7 +166,8 @@ class Measurer:
             cut = self._cut(points, probe) if create_graph and self.policy.memory is not None else None
             if cut is not None:
                 m = self.head.outputs(self.site.outputs)
-                return recomputed(self._whole, self.module, points, probe, m, cut, detached)
+                within = partial(self._precision, points, True)
+                return recomputed(self._whole, within, self.module, points, probe, m, cut, detached)
             jet = self._whole(points, probe, create_graph, detached)
         return jet if create_graph else jet.detach()
 

@@ -8,6 +8,7 @@ for about twice the time of the derivative.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from sobolev.vocabulary import VALUE, Contraction, Jet, Key, Points, Probe
 
 Measure = Callable[[Points, Probe, bool], Jet]
 """(points, probe, create_graph) -> jet, without any bound."""
+Precision = Callable[[], AbstractContextManager[object]]
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,11 @@ def pieces(bound: int, kept: int, sample: int, component: int, batch: int, outpu
 class _Work:
     """The pieces of one measurement, with the random state that each sample range began with."""
 
-    def __init__(self, measure: Measure, points: Points, probe: Probe, outputs: int, cut: Pieces) -> None:
-        self.measure, self.points, self.probe, self.outputs, self.cut = measure, points, probe, outputs, cut
+    def __init__(
+        self, measure: Measure, precision: Precision, points: Points, probe: Probe, outputs: int, cut: Pieces
+    ) -> None:
+        self.measure, self.precision = measure, precision
+        self.points, self.probe, self.outputs, self.cut = points, probe, outputs, cut
         self.states: list[Any] = []
 
     @property
@@ -134,38 +139,45 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Return the gradients of the parameters, summed over the pieces."""
         work: _Work = ctx.work
-        parameters: Sequence[Tensor] = ctx.saved_tensors
-        total: list[Tensor | None] = [None] * len(parameters)
-        wanted = [i for i, p in enumerate(parameters) if p.requires_grad]
-        of_value, of_key = cotangents[0], dict(zip(work.keys, cotangents[1:], strict=True))
-        here = _random_state(work.points)
-        for rows, state in zip(work.ranges(), work.states, strict=True):
-            for components in work.components():
-                _restore(state)
-                points, probe = work.of(rows, components)
-                asked = {k: c for k, c in probe.contractions.items() if of_key[k] is not None and k not in ctx.detached}
-                jet = work.measure(points, Probe(asked), True)
-                pairs = [] if of_value is None or components.start else [(jet.value, of_value[rows])]
-                for key in asked:
-                    cotangent = of_key[key]
-                    assert cotangent is not None
-                    full = work.probe.contractions[key].full
-                    pairs.append((jet[key], cotangent[rows, components] if full else cotangent[rows]))
-                pairs = [(result, cotangent) for result, cotangent in pairs if result.requires_grad]
-                if not pairs:
-                    continue
-                found = torch.autograd.grad(
-                    [result for result, _ in pairs],
-                    [parameters[i] for i in wanted],
-                    [cotangent for _, cotangent in pairs],
-                    allow_unused=True,
-                )
-                for i, gradient in zip(wanted, found, strict=True):
-                    if gradient is not None:
-                        before = total[i]
-                        total[i] = gradient if before is None else before + gradient
-        _restore(here)
-        return None, None, *total
+        with work.precision():
+            return None, None, *_gradients(work, ctx.detached, ctx.saved_tensors, cotangents)
+
+
+def _gradients(
+    work: _Work, detached: frozenset[Key], parameters: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Return the gradients of the parameters, summed over the pieces."""
+    total: list[Tensor | None] = [None] * len(parameters)
+    wanted = [i for i, p in enumerate(parameters) if p.requires_grad]
+    of_value, of_key = cotangents[0], dict(zip(work.keys, cotangents[1:], strict=True))
+    here = _random_state(work.points)
+    for rows, state in zip(work.ranges(), work.states, strict=True):
+        for components in work.components():
+            _restore(state)
+            points, probe = work.of(rows, components)
+            asked = {k: c for k, c in probe.contractions.items() if of_key[k] is not None and k not in detached}
+            jet = work.measure(points, Probe(asked), True)
+            pairs = [] if of_value is None or components.start else [(jet.value, of_value[rows])]
+            for key in asked:
+                cotangent = of_key[key]
+                assert cotangent is not None
+                full = work.probe.contractions[key].full
+                pairs.append((jet[key], cotangent[rows, components] if full else cotangent[rows]))
+            pairs = [(result, cotangent) for result, cotangent in pairs if result.requires_grad]
+            if not pairs:
+                continue
+            found = torch.autograd.grad(
+                [result for result, _ in pairs],
+                [parameters[i] for i in wanted],
+                [cotangent for _, cotangent in pairs],
+                allow_unused=True,
+            )
+            for i, gradient in zip(wanted, found, strict=True):
+                if gradient is not None:
+                    before = total[i]
+                    total[i] = gradient if before is None else before + gradient
+    _restore(here)
+    return total
 
 
 def _fill(
@@ -184,6 +196,7 @@ def _fill(
 
 def recomputed(
     measure: Measure,
+    precision: Precision,
     module: nn.Module,
     points: Points,
     probe: Probe,
@@ -195,6 +208,7 @@ def recomputed(
 
     Args:
         measure: measures points and probe as a whole.
+        precision: the context of the call, in which the backward pass computes again, wherever it is called.
         module: what is measured; its samples must be independent.
         points: where.
         probe: what is asked.
@@ -202,7 +216,7 @@ def recomputed(
         cut: the pieces.
         detached: keys without graph.
     """
-    work = _Work(measure, points, probe, outputs, cut)
+    work = _Work(measure, precision, points, probe, outputs, cut)
     apply: Callable[..., tuple[Tensor, ...]] = _Recomputed.apply
     value, *derivatives = apply(work, detached, *module.parameters())
     return Jet(value, dict(zip(probe.keys, derivatives, strict=True)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -68,6 +69,20 @@ def test_masks_of_dropout_are_drawn_again(bound: int) -> None:
     jet["x",].sum().backward()
     assert torch.equal(torch.rand(1), after)  # the stream goes on as if there had been no backward pass
     assert torch.equal(before["x",], jet["x",])
+
+
+@pytest.mark.parametrize("kind", ["tanh", "layer norm"])
+def test_a_backward_pass_under_autocast_computes_again_as_before(kind: str) -> None:
+    module, points = network(kind, 3).float(), points_of((3,), 3, rows=ROWS)
+    points = replace(points, inputs={name: tensor.float() for name, tensor in points.inputs.items()})
+    measurer = measurer_of(module, head_of("log-softmax"), (3,), 3, memory=3000)
+    found = []
+    for low in (False, True):
+        jet = measurer.measure(points, Probe.full((("x",),)))
+        with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16, enabled=low):
+            found.append(gradients(loss_of(jet.value, jet["x",]), module))
+    assert any("computed again" in text for text in measurer.describe().values())
+    assert_close(found[1], found[0], kind, 1e-5)
 
 
 def test_contracted_and_detached_keys_next_to_a_bounded_one() -> None:
