@@ -139,8 +139,8 @@ def fit_kriging(data: Arrays, seed: int, **options: Any) -> Fitted:
     return _smt(KRG(print_global=False, seed=seed, **options), data, partials=False)
 
 
-CONFIGURATIONS = 60
-"""Of each peer: as many as `SobolevRegressor` was tried with by hand, on the same development seed."""
+FIRST, CONFIGURATIONS = 30, 60
+"""Of each peer, at first and in all: as many as `SobolevRegressor` was tried with by hand, on development seeds."""
 
 
 def _configurations(
@@ -162,12 +162,12 @@ def _configurations(
     return found[:CONFIGURATIONS]
 
 
-LONGER_JENN = {
+LONGER_JENN: dict[str, tuple[Any, ...]] = {
     "hidden": ((12, 12), (32, 32), (32, 32, 32)),
     "max_iter": (10000, 20000),
     "alpha": (0.005, 0.002, 0.001, 0.0005),
 }
-LONGER_GENN = {
+LONGER_GENN: dict[str, tuple[Any, ...]] = {
     "hidden_layer_sizes": ([12, 12], [32, 32], [32, 32, 32]),
     "num_iterations": (10000, 20000),
     "alpha": (0.005, 0.002, 0.001, 0.0005),
@@ -344,35 +344,48 @@ def run_all(units: Iterable[Unit], file: Path, minutes: float, gigabytes: int) -
         print(f"{case.function} d={case.dimension} n={case.points} {method}[{config}] seed {seed}: {found}", flush=True)
 
 
+def scores(rows: Iterable[dict[str, Any]]) -> dict[int, float]:
+    """Return the mean log error of values and partials by configuration, of those that finished in all cases."""
+    rows = list(rows)
+    cases = {key_of(row)[0] for row in rows}
+    found = {}
+    for config in sorted({row["config"] for row in rows}):
+        of_config = {key_of(row)[0]: row for row in rows if row["config"] == config and "value" in row}
+        if of_config.keys() == cases:
+            logs = [math.log10(row["value"]) + math.log10(row["partials"]) for row in of_config.values()]
+            found[config] = statistics.mean(logs)
+    return found
+
+
+def developed(file: Path, method: str) -> list[dict[str, Any]]:
+    """Return what was found of a method on the development seed."""
+    return [row for row in stored(file) if row["seed"] >= DEVELOPMENT and row["method"] == method]
+
+
 def chosen(file: Path) -> dict[str, int]:
     """Return each method's best configuration: smallest mean log error of values and partials while developing.
 
     A configuration that did not finish somewhere is out; where none was tried, the default stands.
     """
-    rows = [row for row in stored(file) if row["seed"] >= DEVELOPMENT]
-    best = {}
-    for method, (_, configs) in METHODS.items():
-        mine = [row for row in rows if row["method"] == method]
-        cases = {key_of(row)[0] for row in mine}
-        scores = {}
-        for config in range(len(configs)):
-            of_config = {key_of(row)[0]: row for row in mine if row["config"] == config and "value" in row}
-            if cases and of_config.keys() == cases:
-                logs = [math.log10(row["value"]) + math.log10(row["partials"]) for row in of_config.values()]
-                scores[config] = statistics.mean(logs)
-        best[method] = min(scores, key=scores.__getitem__) if scores else 0
-    return best
+    found = {method: scores(developed(file, method)) for method in METHODS}
+    return {method: min(of, key=of.__getitem__) if of else 0 for method, of in found.items()}
 
 
-def development(sizes: Iterable[int], methods: Iterable[str], functions: Iterable[str]) -> list[Unit]:
-    """Return every configuration of functions in two dimensions."""
-    return [
-        (Case(function, 2, size), method, config, DEVELOPMENT)
-        for size in sizes
-        for method in methods
-        for config in range(len(METHODS[method][1]))
-        for function in functions
-    ]
+def development(size: int, smallest: int, methods: Iterable[str], functions: Iterable[str], file: Path) -> list[Unit]:
+    """Return configurations of functions in two dimensions.
+
+    At the smallest size every one; at others the first ones, and of those that were added (they take up to eight times
+    as long) the half that was better at the smallest size.
+    """
+    units = []
+    for method in methods:
+        configs = list(range(len(METHODS[method][1])))
+        if size != smallest:
+            of = scores(row for row in developed(file, method) if row["points"] == smallest)
+            added = sorted((c for c in configs[FIRST:] if c in of), key=of.__getitem__)
+            configs = sorted([*configs[:FIRST], *added[: (len(configs) - FIRST + 1) // 2]])
+        units += [(Case(function, 2, size), method, c, DEVELOPMENT) for c in configs for function in functions]
+    return units
 
 
 def fresh(cases: Iterable[Case], seeds: Iterable[int], methods: Iterable[str], file: Path) -> list[Unit]:
@@ -424,7 +437,7 @@ def parsed() -> argparse.Namespace:
     """Parse the command line and bind this process to one core."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("tune", "run", "table"), nargs="?", default="run")
-    parser.add_argument("--points", type=int, nargs="+", default=[20, 100, 1000])
+    parser.add_argument("--points", type=int, nargs="+", help="20 100 1000; to tune 20 100")
     parser.add_argument("--dimension", type=int, default=2, choices=(2, 10, 20))
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
@@ -439,6 +452,7 @@ def parsed() -> argparse.Namespace:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {options.core})
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+    options.points = options.points or ([20, 100] if options.command == "tune" else [20, 100, 1000])
     options.functions = options.functions or (FUNCTIONS if options.dimension == 2 else HIGH)
     if options.quick:
         options.command, options.dimension = "run", 2
@@ -451,12 +465,16 @@ def main() -> None:
     options = parsed()
     with tempfile.TemporaryDirectory() as folder:
         file: Path = options.results or (Path(folder) / "quick.jsonl" if options.quick else RESULTS)
+        units: list[Unit] = []
         if options.command == "tune":
-            units = development(options.points, options.methods, options.functions)
+            for size in sorted(options.points):
+                more = development(size, min(options.points), options.methods, options.functions, file)
+                run_all(more, file, options.minutes, options.gigabytes)
+                units += more
         else:
             cases = [Case(name, options.dimension, points) for points in options.points for name in options.functions]
             units = fresh(cases, options.seeds, options.methods, file)
-        if options.command != "table":
+        if options.command == "run":
             run_all(units, file, options.minutes, options.gigabytes)
         if options.command == "tune":
             print(chosen(file))
