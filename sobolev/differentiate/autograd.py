@@ -241,7 +241,7 @@ def _along(value: Tensor, x: Tensor, contraction: Contraction, create_graph: boo
 def _row(
     component: Tensor, by: tuple[Tensor, ...], contraction: Contraction, slot: int, j: int | None, create_graph: bool
 ) -> Tensor:
-    """Differentiate one component, ``(B,)`` or ``(B, 1)``, by the slots from ``slot`` on.
+    """Differentiate one component, ``(B,)`` or ``(B, 1)``, or its sum, by the slots from ``slot`` on.
 
     Returns ``(B, *open slots)`` for the probe ``j``, or ``(B, [k], *open slots)`` for all where ``j`` is None.
     """
@@ -250,15 +250,24 @@ def _row(
     if component.requires_grad:
         # The graph is kept in any case: other rows, slots and keys pass through it too.
         (gradient,) = torch.autograd.grad(
-            component.sum(), x, create_graph=create_graph or not last, retain_graph=True, materialize_grads=True
+            component.sum() if component.ndim else component,
+            x,
+            create_graph=create_graph or not last,
+            retain_graph=True,
+            materialize_grads=True,
         )
     else:
         gradient = torch.zeros_like(x)
     vector = contraction.inputs[slot]
     if vector is not None:
         if j is not None:
-            contracted = (gradient * vector[:, j]).flatten(1).sum(dim=1)
-            return contracted if last else _row(contracted, by, contraction, slot + 1, j, create_graph)
+            product = gradient * vector[:, j]
+            if last:
+                return product.flatten(1).sum(dim=1)
+            return _row(product.sum(), by, contraction, slot + 1, j, create_graph)
+        if not last and vector.shape[1] == 1:  # every operation less is one less to differentiate twice
+            product = gradient * vector[:, 0]
+            return _row(product.sum(), by, contraction, slot + 1, 0, create_graph).unsqueeze(1)
         contracted = (gradient[:, None] * vector).flatten(2).sum(dim=2)
         if last:
             return contracted

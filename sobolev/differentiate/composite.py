@@ -9,13 +9,13 @@ result is the same, so they replace the kernels only while a derivative is compu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.backends import cuda
 from torch.overrides import TorchFunctionMode
 
 
@@ -118,7 +118,38 @@ class _WrittenOut(TorchFunctionMode):
         return (written or func)(*args, **(kwargs or {}))
 
 
-def differentiable_forms(norms: bool) -> ExitStack:
+_FUSED_ATTENTION: tuple[tuple[Callable[[], bool], Callable[[bool], object]], ...] = (
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+)
+"""Whether a fused kernel of attention may be used, and the function that says so; on CPUs too, whatever the names."""
+
+
+class _DifferentiableForms:
+    """Entered in every step that differentiates twice: lighter than `torch.nn.attention.sdpa_kernel`."""
+
+    def __init__(self, norms: bool) -> None:
+        self.mode: Any = _WrittenOut() if norms else None
+
+    def __enter__(self) -> None:
+        self.math = cuda.math_sdp_enabled()
+        self.fused = [enable for enabled, enable in _FUSED_ATTENTION if enabled()]
+        cuda.enable_math_sdp(True)
+        for enable in self.fused:
+            enable(False)
+        if self.mode is not None:
+            self.mode.__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        if self.mode is not None:
+            self.mode.__exit__(*raised)
+        for enable in self.fused:
+            enable(True)
+        cuda.enable_math_sdp(self.math)
+
+
+def differentiable_forms(norms: bool) -> AbstractContextManager[None]:
     """Return a context in which functions have derivatives of every order.
 
     Attention uses its plain kernel (the fused ones have no second derivative).
@@ -126,8 +157,4 @@ def differentiable_forms(norms: bool) -> ExitStack:
     Args:
         norms: whether normalisation layers are written out too; costs some microseconds per operation.
     """
-    stack = ExitStack()
-    stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-    if norms:
-        stack.enter_context(_WrittenOut())
-    return stack
+    return _DifferentiableForms(norms)

@@ -18,6 +18,7 @@ from deriv_support import (
 )
 from torch import Tensor
 
+from sobolev.differentiate.composite import differentiable_forms
 from sobolev.differentiate.measure import GENERAL, PASSES
 from sobolev.errors import DerivativeError
 from sobolev.vocabulary import Contraction, Points, Probe
@@ -141,3 +142,22 @@ def test_hessian_vector_products_of_images(kind: str) -> None:
     assert_close(jet["x", "x"], expected, "product")
     found = gradients(loss_of(jet.value, jet["x", "x"]), module)
     assert_close(found, gradients(loss_of(value, expected), module), "parameter gradient")
+
+
+def test_the_switches_of_attention_are_what_they_were() -> None:
+    cuda = torch.backends.cuda
+    enabled = cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.cudnn_sdp_enabled, cuda.math_sdp_enabled
+    assert all(of() for of in enabled)
+    cuda.enable_mem_efficient_sdp(False)
+    cuda.enable_math_sdp(False)
+    try:
+        with pytest.raises(KeyError), differentiable_forms(norms=True):
+            assert [of() for of in enabled] == [False, False, False, True]
+            with differentiable_forms(norms=False):
+                assert [of() for of in enabled] == [False, False, False, True]
+            assert [of() for of in enabled] == [False, False, False, True]
+            raise KeyError
+        assert [of() for of in enabled] == [True, False, True, False]
+    finally:
+        cuda.enable_mem_efficient_sdp(True)
+        cuda.enable_math_sdp(True)
