@@ -481,7 +481,7 @@ def main() -> None:
         else:
             for quantity in ("value", "partials", "processor_seconds"):
                 print(f"\n{quantity}\n{table(file, quantity, options.dimension)}")
-        options.clock, options.rounds = "cpu", len(options.seeds)
+        options.clock, options.rounds, options.device = "cpu", len(options.seeds), "cpu"
         found = machine(options)
         print(f"\non {shown(found)}")
         wanted = set(units)
