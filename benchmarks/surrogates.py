@@ -362,12 +362,14 @@ def developed(file: Path, method: str) -> list[dict[str, Any]]:
     return [row for row in stored(file) if row["seed"] >= DEVELOPMENT and row["method"] == method]
 
 
-def chosen(file: Path) -> dict[str, int]:
+def chosen(file: Path, among: int = CONFIGURATIONS) -> dict[str, int]:
     """Return each method's best configuration: smallest mean log error of values and partials while developing.
+
+    Of the first so many.
 
     A configuration that did not finish somewhere is out; where none was tried, the default stands.
     """
-    found = {method: scores(developed(file, method)) for method in METHODS}
+    found = {m: {c: s for c, s in scores(developed(file, m)).items() if c < among} for m in METHODS}
     return {method: min(of, key=of.__getitem__) if of else 0 for method, of in found.items()}
 
 
@@ -388,9 +390,11 @@ def development(size: int, smallest: int, methods: Iterable[str], functions: Ite
     return units
 
 
-def fresh(cases: Iterable[Case], seeds: Iterable[int], methods: Iterable[str], file: Path) -> list[Unit]:
+def fresh(
+    cases: Iterable[Case], seeds: Iterable[int], methods: Iterable[str], file: Path, among: int = CONFIGURATIONS
+) -> list[Unit]:
     """Return the default and the chosen configuration of every method."""
-    best = chosen(file)
+    best = chosen(file, among)
     return [
         (case, method, config, seed)
         for seed in seeds
@@ -405,9 +409,9 @@ def table(file: Path, quantity: str, dimension: int) -> str:
 
     A cell with fewer seeds than the row's last column says how many.
     """
-    best = chosen(file)
     rows = [row for row in stored(file) if row["seed"] < DEVELOPMENT and row["dimension"] == dimension]
-    columns = [(m, c, label) for m in METHODS for c, label in _columns(m, best[m])]
+    early, best = chosen(file, FIRST), chosen(file)
+    columns = [(m, c, label) for m in METHODS for c, label in _columns(m, early[m], best[m])]
     lines = ["| function | points | " + " | ".join(label for *_, label in columns) + " | seeds |"]
     lines.append("|---" * (len(columns) + 3) + "|")
     for function, points in sorted({(row["function"], row["points"]) for row in rows}, key=lambda p: (p[1], p[0])):
@@ -429,8 +433,11 @@ def _median(fits: list[dict[str, Any]], quantity: str) -> float | None:
     return statistics.median(numbers) if numbers and len(numbers) == len(fits) else None
 
 
-def _columns(method: str, best: int) -> list[tuple[int, str]]:
-    return [(0, method)] if best == 0 else [(0, f"{method} default"), (best, f"{method} chosen")]
+def _columns(method: str, early: int, best: int) -> list[tuple[int, str]]:
+    if early == best:
+        return [(0, method)] if best == 0 else [(0, f"{method} default"), (best, f"{method} chosen")]
+    among = [(early, f"{method} of {FIRST}"), (best, f"{method} of {CONFIGURATIONS}")]
+    return [(0, f"{method} default"), *among]
 
 
 def parsed() -> argparse.Namespace:
@@ -442,6 +449,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--functions", nargs="+", choices=FUNCTIONS)
+    parser.add_argument("--among", type=int, default=CONFIGURATIONS, help="choose among the first so many")
     parser.add_argument("--minutes", type=float, default=30, help="limit of one fit")
     parser.add_argument("--gigabytes", type=int, default=16, help="limit of one fit's address space")
     parser.add_argument("--results", type=Path, default=None, help=f"file of results ({RESULTS.name})")
@@ -473,7 +481,7 @@ def main() -> None:
                 units += more
         else:
             cases = [Case(name, options.dimension, points) for points in options.points for name in options.functions]
-            units = fresh(cases, options.seeds, options.methods, file)
+            units = fresh(cases, options.seeds, options.methods, file, options.among)
         if options.command == "run":
             run_all(units, file, options.minutes, options.gigabytes)
         if options.command == "tune":
