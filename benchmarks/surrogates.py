@@ -29,10 +29,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+# Before NumPy is there: its BLAS starts as many threads as there are cores, which would wait for each other on one.
+for _library in ("OMP", "MKL", "OPENBLAS"):
+    os.environ[f"{_library}_NUM_THREADS"] = "1"
+
+import numpy as np  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _common import machine, shown, write
+from _common import machine, shown, write  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "surrogates.jsonl"
 FUNCTIONS = ("ackley", "beale", "booth", "bukin", "mccormick", "rosenbrock", "styblinski-tang")
@@ -459,7 +463,6 @@ def parsed() -> argparse.Namespace:
     options = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {options.core})
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
     options.points = options.points or ([20, 100] if options.command == "tune" else [20, 100, 1000])
     options.functions = options.functions or (FUNCTIONS if options.dimension == 2 else HIGH)
     if options.quick:
