@@ -29,27 +29,33 @@ def without_default(function: Callable[P, R]) -> Callable[P, R]:
     return called
 
 
-def single_precision(device: torch.device) -> AbstractContextManager[object]:
+_Context = AbstractContextManager[object]
+_NOTHING: _Context = nullcontext()
+
+
+def single_precision(device: torch.device, inner: _Context = _NOTHING) -> _Context:
     """Return a context in which convolutions on CUDA stay in float32: cuDNN takes TF32 by default, with 10 bits.
 
     A first derivative of the paper's Atari student came out wrong by half a percent. Matrix products are in float32
     unless the caller has asked otherwise (`torch.set_float32_matmul_precision`).
+
+    Args:
+        device: where is computed.
+        inner: another context, which it goes around.
     """
-    return _WithoutTF32() if device.type == "cuda" and _tf32() else nullcontext()
+    return _WithoutTF32(inner) if device.type == "cuda" and _tf32() else inner
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
+def full_precision(device: torch.device) -> _Context:
     """Return a context in which everything is computed in the precision of its tensors: no autocast, no TF32."""
     autocast = torch.is_autocast_enabled(device.type)
-    if device.type == "cuda" and _tf32():
-        return _WithoutTF32(torch.autocast("cuda", enabled=False) if autocast else nullcontext())
-    return torch.autocast(device.type, enabled=False) if autocast else nullcontext()
+    return single_precision(device, torch.autocast(device.type, enabled=False) if autocast else _NOTHING)
 
 
 class _WithoutTF32:
     """A context without TF32 in convolutions, around another one; entered in every step, so it is a light one."""
 
-    def __init__(self, inner: AbstractContextManager[object] = nullcontext()) -> None:  # noqa: B008
+    def __init__(self, inner: _Context) -> None:
         self.inner = inner
 
     def __enter__(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import tempfile
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import DEVICE
 
 from sobolev.distributed import connect
 from sobolev.host import default_host
@@ -26,7 +26,6 @@ from sobolev.rundir import RunDirectory, read_metrics
 ROOT = Path(__file__).parents[1]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
 GOLDEN = Path(__file__).parent / "golden"
-DEVICE = os.environ.get("SOBOLEV_TEST_DEVICE", "cpu")
 _OVERRIDES = ("dtype=float64", "track=[]", "train.log_every=1")
 _STEPS = 20
 _RELATIVE = 1e-6
@@ -44,7 +43,7 @@ def smoke(recipe: Path, root: Path) -> dict[str, list[float]]:
     torch.set_num_threads(1)
     losses = {}
     for plan in load_plans(recipe, default_host().registry, _OVERRIDES, smoke=True):
-        result = execute(plan, default_host(), connect(DEVICE), Settings(root, smoke=True), say=lambda _: None)
+        result = execute(plan, default_host(), connect(str(DEVICE)), Settings(root, smoke=True), say=lambda _: None)
         assert result.status == "finished", result.message
         losses[f"{plan.variant}/seed-{plan.seed}"] = _losses(plan, root)
     return losses

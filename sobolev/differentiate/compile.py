@@ -55,29 +55,26 @@ def reason_against(program: Program, numbers: int, rows: int, steps: int, device
     saved = steps * (_SAVED_PER_STEP + per_number * rows * numbers)
     if saved < SECONDS:
         return f"not compiled: {steps} steps would save about {saved:.2g} s, compiling takes about {SECONDS:.0f}"
-    return "" if compiler(device) else f"not compiled: {no_compiler(device)}"
+    missing = missing_compiler(device)
+    return f"not compiled: {missing}" if missing else ""
 
 
 DEVICES = ("cpu", "cuda")
 """Where compiling was measured."""
 
 
-def no_compiler(device: torch.device) -> str:
-    """Return what is said where Inductor has nothing to compile with."""
-    return "there is no C++ compiler" if device.type == "cpu" else "there is no Triton for this device"
-
-
-def compiler(device: torch.device) -> str:
-    """Return what Inductor would compile with, or nothing: a C++ compiler on a CPU, Triton on CUDA."""
+def missing_compiler(device: torch.device) -> str:
+    """Return what Inductor lacks on a device, or nothing: a C++ compiler on a CPU, Triton on CUDA."""
     if device.type == "cuda":
         new = torch.cuda.get_device_capability(device) >= (7, 0)  # what Triton needs
-        return "triton" if new and importlib.util.find_spec("triton") else ""
+        return "" if new and importlib.util.find_spec("triton") else "there is no Triton for this device"
     try:
         from torch._inductor.cpp_builder import get_cpp_compiler
 
-        return str(get_cpp_compiler())
+        found = bool(get_cpp_compiler())
     except Exception:  # whatever is wrong with the compiler, the eager passes remain
-        return ""
+        found = False
+    return "" if found else "there is no C++ compiler"
 
 
 @contextmanager

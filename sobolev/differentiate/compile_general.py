@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sobolev.differentiate.autograd import differentiate
-from sobolev.differentiate.compile import DEVICES, TOLERANCE, Disagreement, compiler, no_compiler, without_warnings
+from sobolev.differentiate.compile import DEVICES, TOLERANCE, Disagreement, missing_compiler, without_warnings
 from sobolev.differentiate.structure import Structure
 from sobolev.vocabulary import VALUE, Contraction, Jet, Key, Points, Probe
 
@@ -71,7 +71,8 @@ class GeneralCompiler:
         saved, spent = steps * operations * _SAVED_PER_OPERATION, _SECONDS + _SECONDS_PER_OPERATION * operations
         if saved < spent:
             return f"not compiled: {steps:,} steps would save about {saved:.2g} s, compiling takes about {spent:.2g}"
-        return "" if compiler(device) else f"not compiled: {no_compiler(device)}"
+        missing = missing_compiler(device)
+        return f"not compiled: {missing}" if missing else ""
 
     def __call__(self, points: Points, probe: Probe, detached: frozenset[Key]) -> Jet:
         """Return the jet, with graph, detached where asked."""

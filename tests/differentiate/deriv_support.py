@@ -66,6 +66,8 @@ def contractions(shape: tuple[int, ...], m: int, order: int, rows: int = B, k: i
         "product": Contraction(None, (*along[:-1], None)),
         "product, first slot open": Contraction(None, (None, *along[1:])),
         "contraction": Contraction(None, tuple(along)),
+        "one product": Contraction(None, (*(vector[:, :1] for vector in along[:-1]), None)),
+        "one contraction": Contraction(None, tuple(vector[:, :1] for vector in along)),
         "output and input side": Contraction(out, (*along[:-1], None)),
     }
 

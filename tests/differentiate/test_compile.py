@@ -32,8 +32,17 @@ def against(module: nn.Module, rows: int = 32, steps: int = MANY, device: torch.
     return compilation.reason_against(recognise(module), 100, rows, steps, device)
 
 
+def nothing_to_compile_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No C++ compiler is found, and every CUDA device is too old for Triton."""
+    from torch._inductor import cpp_builder
+
+    monkeypatch.setattr(cpp_builder, "get_cpp_compiler", lambda: "")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (6, 1))
+
+
 def test_the_rule_looks_at_structure_shapes_steps_and_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "compiler", lambda _: "c++")
+    missing_compiler = compilation.missing_compiler
+    monkeypatch.setattr(compilation, "missing_compiler", lambda _: "")
     assert against(network("tanh", 1)) == ""
     assert "Convolution" in against(network("convolution", 1))
     assert "MaxPool" in against(nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 1)))
@@ -43,7 +52,8 @@ def test_the_rule_looks_at_structure_shapes_steps_and_compiler(monkeypatch: pyte
     assert against(network("tanh", 1), device=CUDA) == ""
     assert "1000 steps would save about" in against(network("tanh", 1), steps=1000, rows=10**6, device=CUDA)
     assert "not measured there" in against(network("tanh", 1), device=torch.device("mps"))
-    monkeypatch.setattr(compilation, "compiler", lambda _: "")
+    monkeypatch.setattr(compilation, "missing_compiler", missing_compiler)
+    nothing_to_compile_with(monkeypatch)
     assert "no C++ compiler" in against(network("tanh", 1))
     assert "no Triton" in against(network("tanh", 1), device=CUDA)
 
@@ -73,7 +83,7 @@ def test_what_cannot_be_compiled_runs_eagerly_and_says_so(monkeypatch: pytest.Mo
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(compilation, "_Compiled", broken)
-    monkeypatch.setattr(compilation, "compiler", lambda _: "c++")
+    monkeypatch.setattr(compilation, "missing_compiler", lambda _: "")
     module = network("tanh", 1)
     points = points_of((3,), 1)
     expected = measurer_of(module, head_of("identity"), (3,), 1).measure(points, FULL)
@@ -91,7 +101,7 @@ def test_a_compiled_pass_that_disagrees_is_not_used(compile_fx: Any, monkeypatch
     monkeypatch.setattr(
         compile_fx, "compile_fx_inner", lambda graph, _: lambda inputs: [out + 1 for out in graph(*inputs)]
     )
-    monkeypatch.setattr(compilation, "compiler", lambda _: "c++")
+    monkeypatch.setattr(compilation, "missing_compiler", lambda _: "")
     measurer = measurer_of(network("tanh", 1), head_of("identity"), (3,), 1, compile="auto", steps=MANY)
     measurer.measure(points_of((3,), 1), FULL)
     assert "Disagreement" in measurer.describe()["d/dx (full)"]
@@ -104,7 +114,7 @@ def test_traced_passes_agree_without_a_compiler(
 ) -> None:
     """What is handed to the compiler is right, for every stage: the traced graph is run as it is."""
     monkeypatch.setattr(compile_fx, "compile_fx_inner", lambda graph, _: lambda inputs: graph(*inputs))
-    monkeypatch.setattr(compilation, "compiler", lambda _: "c++")
+    monkeypatch.setattr(compilation, "missing_compiler", lambda _: "")
     n = 1 if name == "scalar" else 3
     module, points = network(kind, n), points_of((3,), n)
     vector = torch.randn(len(points), 2, 3, dtype=torch.float64)
@@ -126,7 +136,7 @@ def test_traced_passes_agree_without_a_compiler(
 
 
 def test_a_resumed_run_measures_as_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "compiler", lambda _: "c++")
+    monkeypatch.setattr(compilation, "missing_compiler", lambda _: "")
     points = points_of((3,), 1)
     for recorded, steps, expected in (
         ("passes: recognised layer by layer; not compiled", MANY, PASSES),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from deriv_support import assert_close, contractions, gradients, head_of, loss_of, measurer_of, network, points_of
+from test_compile import nothing_to_compile_with
 from torch import Tensor, nn
 
 from sobolev.differentiate import compile_general
@@ -256,7 +257,8 @@ def engine(kind: str, probe: Probe = FULL, recorded: dict[str, str] | None = Non
 
 
 def test_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile_general, "compiler", lambda _: "c++")
+    missing_compiler = compile_general.missing_compiler
+    monkeypatch.setattr(compile_general, "missing_compiler", lambda _: "")
     assert engine("layer norm", steps=MANY).startswith(f"{COMPILED_GENERAL}: ")
     assert "10,000 steps are too few" in engine("layer norm", steps=10_000)
     assert "20,000 steps would save about" in engine("layer norm", steps=20_000)
@@ -267,7 +269,8 @@ def test_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     recorded = {"d/dx (full)": f"{COMPILED_GENERAL}: so it was"}
     assert engine("layer norm", steps=1, recorded=recorded).startswith(f"{COMPILED_GENERAL}: ")
     assert engine("layer norm", steps=MANY, recorded={"d/dx (full)": GENERAL}).startswith(f"{GENERAL}: ")
-    monkeypatch.setattr(compile_general, "compiler", lambda _: "")
+    monkeypatch.setattr(compile_general, "missing_compiler", missing_compiler)
+    nothing_to_compile_with(monkeypatch)
     missing = "no C++ compiler" if torch.get_default_device().type == "cpu" else "no Triton"
     assert missing in engine("layer norm", steps=MANY)
 

@@ -43,7 +43,7 @@ def chosen(made, rows: int = 16) -> str:
 
 
 def test_a_resumed_run_measures_as_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compilation, "compiler", lambda _: "c++")
+    monkeypatch.setattr(compilation, "missing_compiler", lambda _: "")
     assert chosen(experiment(tmp_path)) == COMPILED
     assert chosen(experiment(tmp_path, smoke=True)) == PASSES
     assert chosen(experiment(tmp_path, engines={"function": {"d/dx (full)": "passes: then"}})) == PASSES
