@@ -1,12 +1,13 @@
-"""Writes what the reference pages take from the code: ``python docs/generate.py``. Tests compare it with the pages.
+"""Writes what pages take from the code and from results: ``python docs/generate.py``. Tests compare it with the pages.
 
-A page holds blocks ``<!-- generated: NAME -->`` ... ``<!-- end -->``; all else is written by hand.
+A page holds blocks ``<!-- generated: NAME ARGUMENTS -->`` ... ``<!-- end -->``; all else is written by hand.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -119,19 +120,43 @@ def own_commands() -> list[str]:
     return sorted({*_COMMANDS, *built_in})
 
 
-BLOCKS: dict[str, Callable[[], str]] = {
+def regression(*recipes: str) -> str:
+    """Return the tables of ``docs/experiments/regression/collect.py``, those of several recipes as one."""
+    tables = [(DOCS / f"experiments/regression/{recipe}.md").read_text().splitlines() for recipe in recipes]
+    if any(table[:2] != tables[0][:2] for table in tables):
+        raise ValueError(f"{', '.join(recipes)}: their tables have different columns")
+    return "\n".join([*tables[0][:2], *(line for table in tables for line in table[2:])])
+
+
+def surrogates(dimension: str) -> str:
+    """Return the tables of ``benchmarks/surrogates.py`` for so many inputs."""
+    program = DOCS.parent / "benchmarks" / "surrogates.py"  # a process of its own: it binds itself to one core
+    command = [sys.executable, str(program), "table", "--dimension", dimension]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    names = {
+        "value": "Root mean squared error of values",
+        "partials": "Root mean squared error of partials",
+        "processor_seconds": "Processor seconds of one fit",
+    }
+    tables = dict(re.findall(r"^(\w+)\n((?:\|.*\n)+)", printed, flags=re.MULTILINE))
+    return "\n\n".join(f"{title}:\n\n{tables[name].strip()}" for name, title in names.items())
+
+
+BLOCKS: dict[str, Callable[..., str]] = {
     "hooks": hooks, "components": components, "fields": fields, "commands": commands,
+    "regression": regression, "surrogates": surrogates,
 }  # fmt: skip
-PAGES = ("hooks.md", "components.md", "recipes.md", "commands.md")
+PAGES = ("hooks.md", "components.md", "recipes.md", "commands.md", "surrogates.md", "experiments/regression.md")
 
 
 def render(text: str) -> str:
-    """Return a page with its blocks as the code is now."""
+    """Return a page with its blocks as the code and the results are now."""
 
     def block(found: re.Match[str]) -> str:
-        return f"<!-- generated: {found[1]} -->\n\n{BLOCKS[found[1]]()}\n\n<!-- end -->"
+        name, *arguments = found[1].split()
+        return f"<!-- generated: {found[1]} -->\n\n{BLOCKS[name](*arguments)}\n\n<!-- end -->"
 
-    return re.sub(r"<!-- generated: (\w+) -->.*?<!-- end -->", block, text, flags=re.DOTALL)
+    return re.sub(r"<!-- generated: ([\w\- ]+) -->.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

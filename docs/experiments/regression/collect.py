@@ -2,9 +2,9 @@
 
     python docs/experiments/regression/collect.py runs/figure2-fast
 
-Writes ``<recipe>.json`` and ``<recipe>.md`` beside this file; results that are there already stay where their runs are
-gone. Errors are mean squared errors on the test points; a run counts as converged if its validation error fell by less
-than 1 % over the last fifth of its steps.
+Writes ``<recipe>.json`` and ``<recipe>.md`` beside this file; ``docs/generate.py`` puts the table into the page.
+Results that are there already stay where their runs are gone. Errors are mean squared errors on the test points; a run
+counts as converged if its validation error fell by less than 1 % over the last fifth of its steps.
 """
 
 from __future__ import annotations
