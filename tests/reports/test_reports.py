@@ -322,6 +322,18 @@ def test_outputs_of_like_names_have_files_of_their_own(tmp_path: Path) -> None:
     assert [file.name for file in files] == ["profiles-u-v.png", "profiles-u-v-2.png"]
 
 
+def test_profiles_without_partials_draw_values_alone(tmp_path: Path, drawn: list[tuple[str, Figure]]) -> None:
+    runs = [profiles_run(tmp_path, variant, ["x", "y"], ["f"]) for variant in ("a", "b")]
+    for count, run in enumerate(runs):
+        file = run.directory / "records/profiles.npz"
+        with np.load(file) as stored:
+            arrays = {name: stored[name] for name in stored.files if "partial" not in name}
+        np.savez(file, **arrays)
+        report("profiles").draw(runs, tmp_path)  # of one run, then of none
+        assert len(panels(drawn[count][1])) == (4, 2)[count]
+    assert [axes.get_xlabel() for axes in panels(drawn[1][1])] == ["x", "y"]
+
+
 def test_profiles_draw_the_target_of_every_variant(tmp_path: Path, drawn: list[tuple[str, Figure]]) -> None:
     runs = [profiles_run(tmp_path, variant, ["x"], ["f"]) for variant in ("a", "b", "c")]
     report("profiles").draw(runs, tmp_path)

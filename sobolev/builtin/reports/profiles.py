@@ -19,7 +19,7 @@ _OF_ALL = ("inputs", "further", "others", "x")  # what is recorded once for all 
 
 
 class Profiles(Report):
-    """A figure per output; a column per input: the value above, its partial by that input below."""
+    """A figure per output; a column per input: the value above, below it its partial where partials are measured."""
 
     name: ClassVar[str] = "profiles"
 
@@ -90,14 +90,16 @@ class Profiles(Report):
     def _figure(self, found: Mapping[str, list[dict[str, np.ndarray]]], output: str) -> Figure:
         names = [str(name) for name in next(iter(found.values()))[0]["inputs"]]
         palette = colours(list(found))
-        figure = Figure(figsize=(0.8 + 2.7 * len(names), 4.8), layout="constrained")
-        panels = figure.subplots(2, len(names), squeeze=False, sharex="col")
+        stored = {name for members in found.values() for record in members for name in record}
+        rows = [what for what in ("value", "partial") if {f"student_{what}", f"target_{what}"} & stored]
+        figure = Figure(figsize=(0.8 + 2.7 * len(names), 0.6 + 2.1 * len(rows)), layout="constrained")
+        panels = figure.subplots(len(rows), len(names), squeeze=False, sharex="col")
         for i, name in enumerate(names):
-            for axes, what in zip(panels[:, i], ("value", "partial"), strict=True):
+            for axes, what in zip(panels[:, i], rows, strict=True):
                 _lines(axes, found, what, i, palette)
-            panels[0, i].set_title(output if i == 0 else "", fontsize=10, loc="left")
-            panels[1, i].set_title(partial_label(output, name), fontsize=10, loc="left")
-            panels[1, i].set_xlabel(name, fontsize=9)
+                title = partial_label(output, name) if what == "partial" else output if i == 0 else ""
+                axes.set_title(title, fontsize=10, loc="left")
+            panels[-1, i].set_xlabel(name, fontsize=9)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
         figure.supxlabel("; ".join(filter(None, (_caption(found), _further(found)))), fontsize=8)
