@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sobolev.build import Experiment
+from sobolev.devices import without_default
 from sobolev.differentiate import operations as ops
 from sobolev.differentiate.measure import Measurer, Policy
 from sobolev.differentiate.program import Program, Unrecognised, recognise
@@ -147,6 +148,7 @@ def _checked(head: Head) -> Head:
     return head
 
 
+@without_default
 def export_modules(
     modules: Sequence[nn.Module],
     head: Head,
@@ -313,6 +315,7 @@ def _samples(experiment: Experiment, site: str, name: str) -> Tensor:
     return samples.to(experiment.context.device, experiment.context.dtype)
 
 
+@without_default
 def export_run(
     run: Path | str,
     directory: Path,

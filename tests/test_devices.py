@@ -14,6 +14,7 @@ from families import HOST, plan
 from sobolev import SobolevRegressor, load
 from sobolev.devices import full_precision, single_precision
 from sobolev.distributed import World
+from sobolev.export import export_run
 from sobolev.run import Settings, execute
 
 
@@ -30,6 +31,8 @@ def test_a_run_and_its_student(tmp_path: Path) -> None:
     assert found.status == "finished" and np.isfinite(found.summary["test/function/value"])
     jet = load(tmp_path / "runs" / made.directory, HOST)([[0.5, 1.0]])
     assert jet.value.isfinite().all() and jet["x",].shape == (1, 1, 2)
+    (graph, _) = export_run(tmp_path / "runs" / made.directory, tmp_path, ["torch"])
+    assert graph.name == "student.pt2"  # it agreed with the student
     assert torch.get_default_device().type == "meta"
 
 
