@@ -29,6 +29,7 @@ from sobolev.errors import (
     NonFiniteError,
     PluginError,
     RecipeError,
+    RunError,
     SobolevError,
 )
 from sobolev.hookspecs import Register, hookimpl
@@ -121,6 +122,7 @@ __all__ = [
     "RecipeError",
     "Register",
     "Report",
+    "RunError",
     "RunInfo",
     "RunRecord",
     "Site",

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -64,8 +65,8 @@ def save(directory: Path, step: int, student: Mapping[str, Tensor], state: Mappi
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_file(_cpu(student), temporary / "student.safetensors")
-        save_file(_cpu(tensors), temporary / "state.safetensors")
+        write_tensors(_cpu(student), temporary / "student.safetensors")
+        write_tensors(_cpu(tensors), temporary / "state.safetensors")
         (temporary / "state.json").write_text(json.dumps(plain))
         files = sorted(temporary.iterdir())
         content = {"format": _FORMAT, "step": step, "files": {f.name: _fingerprint(f) for f in files}}
@@ -86,6 +87,21 @@ def save(directory: Path, step: int, student: Mapping[str, Tensor], state: Mappi
         _fault("pruning")
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def write_tensors(tensors: Mapping[str, Tensor], file: Path) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: as any other file would; safetensors has an error of its own for that.
+    """
+    try:
+        save_file(dict(tensors), file)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(file)) from error
 
 
 def load_newest(directory: Path, say: Callable[[str], None]) -> Loaded | None:
@@ -142,7 +158,8 @@ def _read(path: Path) -> Loaded:
 
 def _steps(directory: Path) -> list[Path]:
     """Return complete checkpoints, oldest first."""
-    return sorted(p for p in directory.glob("step-*") if p.is_dir() and ".tmp-" not in p.name)
+    found = [(re.fullmatch(r"step-(\d+)", path.name), path) for path in directory.glob("step-*") if path.is_dir()]
+    return [path for _, path in sorted((int(name[1]), path) for name, path in found if name)]
 
 
 def _fingerprint(file: Path) -> dict[str, Any]:
@@ -177,8 +194,11 @@ def _fault(point: str) -> None:
 def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     """Return the JSON form of nested data; tensors go into ``tensors`` under their path."""
     if isinstance(value, Tensor):
-        tensors[path] = value
-        return {"$tensor": path}
+        name = path
+        while name in tensors:  # a key with a dot in it, or 1 beside "1"
+            name += "'"
+        tensors[name] = value
+        return {"$tensor": name}
     if value is None or isinstance(value, bool | int | str):
         return value
     if isinstance(value, float):

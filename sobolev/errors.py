@@ -29,5 +29,9 @@ class DerivativeError(SobolevError):
     """A derivative that cannot be taken, or whose parameter gradient would be wrong; names the layer."""
 
 
+class RunError(SobolevError):
+    """A run that cannot go on for a reason outside it, such as a full disk; says what to do."""
+
+
 class CheckpointError(SobolevError):
     """No valid checkpoint where one is needed."""

@@ -13,7 +13,7 @@ from sobolev.errors import ComponentError
 from sobolev.losses import per_sample
 from sobolev.noise import Noise
 from sobolev.registry import did_you_mean
-from sobolev.sampler import in_order
+from sobolev.sampler import some
 from sobolev.vocabulary import VALUE, Batch, Contraction, Jet, Key, Mean, Points, Probe, key_name
 
 _PROBES = 8
@@ -28,7 +28,8 @@ def evaluate(
     Derivatives are measured whole where ``B * m * d`` numbers fit the recipe's bound, or where projections would need
     as many; else by fixed projections whose mean square, times m, estimates the same sum. Batches are cut so that
     one derivative fits the bound. The dictionary is empty where the split is. ``poll`` is called before every batch
-    and may raise. At most ``limit`` samples are looked at.
+    and may raise. At most ``limit`` samples are looked at: of a split that has more the same ones every time, spread
+    over all of it.
     """
     recipe = experiment.plan.recipe.evaluate
     size = experiment.target.size(split)
@@ -39,7 +40,7 @@ def evaluate(
     experiment.module.eval()
     sums: dict[str, Mean] = {}
     try:
-        for ids in in_order(count, min(recipe.batch_size, _rows(experiment, recipe.memory))):
+        for ids in some(size, count).split(min(recipe.batch_size, _rows(experiment, recipe.memory))):
             poll()
             ids = experiment.context.world.shard(ids)
             if not len(ids):
@@ -101,7 +102,7 @@ def _probe(experiment: Experiment, site: str, points: Points) -> Probe:
             if m <= _PROBES or recipe.batch_size * m * _size(experiment, site, key) <= recipe.memory:
                 contractions[key] = Contraction(None, (None,))
             else:
-                noise = Noise(0, "evaluation", 0, site)
+                noise = Noise(0, "evaluation", 0, experiment.sites[site].ensemble or site)
                 vectors = noise.sphere(points.index.to(x.device), _PROBES, (m,), *key, dtype=x.dtype)
                 # Scaled so that the mean squared norm estimates the squared norm of the whole Jacobian.
                 contractions[key] = Contraction(vectors * math.sqrt(m), (None,))

@@ -25,6 +25,7 @@ from sobolev.elementary import ELEMENTARY, silu_slope
 from sobolev.errors import ComponentError
 from sobolev.heads import Head
 from sobolev.loading import load
+from sobolev.sampler import some
 from sobolev.vocabulary import Batch, Jet, Points, Probe, Site
 
 FORMATS = ("torch", "onnx")
@@ -305,7 +306,7 @@ def _samples(experiment: Experiment, site: str, name: str) -> Tensor:
         low, high = (torch.as_tensor(e, dtype=torch.float64).broadcast_to(shape[1:]) for e in box)
         samples = low + (high - low) * torch.rand(shape, generator=random, dtype=torch.float64)
     elif split is not None:
-        ids = torch.arange(min(_COMPARED, experiment.target.size(split)))
+        ids = some(experiment.target.size(split), _COMPARED)
         batch = Batch(split, ids, experiment.target.load(split, ids))
         samples = experiment.target.points(batch, training=False)[site].inputs[name]
     else:

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from sobolev.components import Estimator, Objective
 from sobolev.differentiate.contract import contract, restrict
+from sobolev.differentiate.exact import Exact
 from sobolev.differentiate.measure import Measurer, Policy
 from sobolev.errors import ComponentError, RecipeError
 from sobolev.host import default_host
 from sobolev.noise import Noise
 from sobolev.registry import Path
-from sobolev.vocabulary import Jet, Key, Points, Probe, Site
+from sobolev.vocabulary import VALUE, Jet, Key, Points, Probe, Site
 
 Teacher = Callable[[Tensor], Tensor]
 
@@ -84,8 +85,8 @@ class SobolevLoss(nn.Module):
         Args:
             module: ``(B, *x)`` -> ``(B, n)``; may be another one, or have other layers, in every call.
             x: ``(B, *x)``.
-            y: values after the head ``(B, m)``, or ``(B,)`` for one; or a teacher: a function or frozen module from
-                ``(B, *x)`` to outputs ``(B, n)`` before the head, which is then differentiated.
+            y: values after the head ``(B, m)``, or ``(B,)`` for one, NaN where one is missing; or a teacher: a function
+                or frozen module from ``(B, *x)`` to outputs ``(B, n)`` before the head, which is then differentiated.
             dydx: recorded partials ``(B, m, *x)``, or ``(B, *x)`` for one value; NaN where one is missing.
             weight: of every sample, ``(B,)`` or ``(B, 1)``, none negative; or None for ones.
 
@@ -111,7 +112,8 @@ class SobolevLoss(nn.Module):
         site = measurer.site
         keys = self.objective.keys(site)
         outputs = self.objective.head.outputs(site.outputs)
-        points = Points({"x": x.detach()}, ("x",), torch.arange(len(x)), weight)
+        index = torch.arange(len(x)) + (_rank() << 32)  # processes draw directions of their own
+        points = Points({"x": x.detach()}, ("x",), index, weight)
         recorded: Jet | None = None
         if isinstance(y, Tensor):
             recorded = _recorded(x, y, dydx, keys, outputs)
@@ -149,9 +151,23 @@ class SobolevLoss(nn.Module):
         self._last = Measurer(module, self.objective.head, site, Policy(steps=0, compile="never"))
         return self._last
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not isinstance(self.estimator, Exact):  # a loop that goes on from a checkpoint draws no direction again
+            destination[f"{prefix}calls"] = torch.tensor(self.calls)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *more: Any) -> None:
+        self.calls = int(state_dict.pop(f"{prefix}calls", self.calls))
+        super()._load_from_state_dict(state_dict, prefix, *more)
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Heads are functions, which pickle does not take; what the constructor was given makes them again.
         return SobolevLoss, self._given, {"calls": self.calls, "training": self.training}
+
+
+def _rank() -> int:
+    ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed.get_rank() if ready else 0
 
 
 def _built(kind: str, spec: Any, path: Path) -> Any:
@@ -187,8 +203,12 @@ def _recorded(x: Tensor, y: Tensor, dydx: Tensor | None, keys: tuple[Key, ...], 
             f"SobolevLoss: y has the shape {tuple(y.shape)}, expected {(len(x), outputs)} (B, m)"
             + (" or (B,)" if outputs == 1 else "")
         )
+    masks: dict[Key, Tensor] = {}
+    known = ~value.isnan()
+    if not bool(known.all()):
+        masks[VALUE], value = known, torch.where(known, value, torch.zeros_like(value))
     if not keys:
-        return Jet(value)
+        return Jet(value, {}, masks)
     if any(key != ("x",) for key in keys):
         raise ComponentError("SobolevLoss: recorded partials have order 1; give a teacher for higher orders")
     if dydx is None:
@@ -200,13 +220,15 @@ def _recorded(x: Tensor, y: Tensor, dydx: Tensor | None, keys: tuple[Key, ...], 
         raise ComponentError(f"SobolevLoss: dydx has the shape {tuple(dydx.shape)}, expected {shape} (B, m, *x)")
     partials = dydx.reshape(shape)
     known = ~partials.isnan()
-    masks = {} if bool(known.all()) else {keys[0]: known}
-    return Jet(value, {keys[0]: torch.where(known, partials, torch.zeros_like(partials))}, masks)
+    if not bool(known.all()):
+        masks[keys[0]], partials = known, torch.where(known, partials, torch.zeros_like(partials))
+    return Jet(value, {keys[0]: partials}, masks)
 
 
 def _asked(recorded: Jet, probe: Probe) -> Jet:
     """Return recorded derivatives contracted as a probe asks."""
-    derivatives, masks = {}, {}
+    derivatives = {}
+    masks = {VALUE: recorded.known[VALUE]} if VALUE in recorded.known else {}
     for key, contraction in probe.contractions.items():
         derivatives[key], known = contract(recorded.derivatives[key], contraction, recorded.known.get(key))
         if known is not None:

@@ -12,6 +12,7 @@ from sobolev import ensembles
 from sobolev.build import Experiment, answers
 from sobolev.components import Answers, Report, Trained
 from sobolev.rundir import RunDirectory
+from sobolev.sampler import some
 from sobolev.vocabulary import VALUE, Batch, Jet, Key, Points, Probe
 
 
@@ -46,7 +47,7 @@ def trained(experiment: Experiment) -> Trained:
         return _arrays(experiment.reference({name: points(site, inputs)}, {name: probe(name)}, None)[name])
 
     def drawn(split: str, limit: int) -> Mapping[str, Points]:
-        ids = torch.arange(min(limit, experiment.target.size(split)))
+        ids = some(experiment.target.size(split), limit)
         if not len(ids):
             return {}
         return experiment.target.points(Batch(split, ids, experiment.target.load(split, ids)), training=False)

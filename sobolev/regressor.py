@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from sobolev.builtin.targets.ensemble import ensemble_of
 from sobolev.components import Target
 from sobolev.devices import without_default
 from sobolev.differentiate.measure import Measurer, Policy
-from sobolev.distributed import connect
+from sobolev.distributed import World
 from sobolev.heads import HEADS
 from sobolev.host import default_host
 from sobolev.noise import generator
@@ -24,8 +25,8 @@ from sobolev.recipe.model import Recipe
 from sobolev.recipe.plan import RunPlan
 from sobolev.recording import Recorder
 from sobolev.registry import Registry
-from sobolev.selection import LEAST, MANY, Candidate, best
-from sobolev.train import Trainer
+from sobolev.selection import LEAST, MANY, Candidate, best, in_unit_scale
+from sobolev.train import Outcome, Trainer
 from sobolev.vocabulary import Points, Probe, Site
 
 try:
@@ -53,6 +54,9 @@ FEW_SAMPLES = 50
 """Up to as many samples a network with `ROUGH` is small: a larger one bends more between them than they can tell."""
 
 TREND_STEPS = 200
+
+_PER_STEP = 20
+"""Iterations of L-BFGS that are one step at most."""
 
 FULL_BATCH: tuple[int, BatchSize] = 500, "all"
 SMALL_BATCHES: tuple[int, BatchSize] = 3000, 32
@@ -102,7 +106,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         history_: the final numbers of the training.
         regime_: ``exact`` or ``trend``.
         activation_: of the networks.
-        steps_: steps that were trained; one of L-BFGS has up to 20 iterations.
+        steps_: steps after which training ended; one of L-BFGS has up to 20 iterations.
         scores_: mean log squared error on held-out samples by regime and activation, in standardised units; empty
             where nothing was chosen.
         n_features_in_, n_outputs_: d and m.
@@ -161,6 +165,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             ValueError: arrays whose shapes or numbers do not fit, or nothing to train.
+            NonFiniteError: a loss or a weight that became infinite or NaN.
         """
         self._forget()
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
@@ -172,17 +177,17 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         weight = None
         if sample_weight is not None:
             weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-        samples = Samples(_tensor(X), _tensor(y), _tensor(partials), _tensor(weight))
+        samples = _counting(Samples(_tensor(X), _tensor(y), _tensor(partials), _tensor(weight)))
         random = check_random_state(self.random_state)
         seed = int(random.randint(2**31 - 1))
-        way, self.steps_, self.scores_ = self._chosen(samples, random, seed)
+        way, steps, self.scores_ = self._chosen(samples, random, seed)
         self.regime_, self.activation_ = way
-        recipe = self._recipe(samples, way, self.steps_)
-        experiment, summary = _trained(recipe, self._target(samples, random), seed)
+        recipe = self._recipe(samples, way, steps)
+        experiment, outcome = _trained(recipe, self._target(samples, random), seed)
         self.n_outputs_ = y.shape[1]
         self._box = X.min(0), X.max(0)
         self.student_ = experiment.module
-        self.history_ = summary
+        self.history_, self.steps_ = outcome.summary, outcome.step
         self._measurers = self._measure_by()
         return self
 
@@ -195,9 +200,10 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         activation = SMOOTH if self.activation is None else self.activation
         if self.regime != "auto":
             return (self.regime, activation), None, {}
-        order = _counting(samples, random)
-        if self.validation_fraction is not None or len(order) < LEAST:
+        if self.validation_fraction is not None or len(samples.x) < LEAST:
             return ("exact", activation), None, {}
+
+        order = _shuffled(samples, random)
 
         def candidate(way: _Way) -> Candidate:
             recipe = self._recipe(samples, way)
@@ -214,13 +220,15 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         if self.activation is None and samples.x.shape[1] <= MANY_INPUTS:
             ways.insert(1, ("exact", ROUGH))
         named = {f"{regime}, {function}": (regime, function) for regime, function in ways}
-        name, steps, scores = best(samples, {name: candidate(way) for name, way in named.items()}, order)
+        # Without balance the units decide how values and partials are weighed: they are held out as they are.
+        compared = samples if self.balance == "none" else in_unit_scale(samples)
+        name, steps, scores = best(compared, {name: candidate(way) for name, way in named.items()}, order)
         return named[name], steps, scores
 
     def _target(self, samples: Samples, random: np.random.RandomState) -> Target:
         train, held = samples, None
         if self.validation_fraction is not None:
-            order = _counting(samples, random)
+            order = _shuffled(samples, random)
             count = round(self.validation_fraction * len(order))
             if not 0 < count < len(order):
                 raise ValueError(
@@ -271,7 +279,8 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         polish = self.polish_iterations
         if polish is None:
             polish = 500 if samples.x.shape[1] <= MANY_INPUTS else 2000
-        polishing = 0 if way[0] == "trend" else -(-polish // 20)
+        polishing = 0 if way[0] == "trend" else -(-polish // _PER_STEP)
+        per_step = polish // max(1, polishing)
         if steps is not None:
             polishing = min(polishing, steps - adam)
         phases: list[dict[str, Any]] = []
@@ -283,7 +292,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
                 "schedule": {"use": "cosine"},
             })  # fmt: skip
         if polishing:
-            lbfgs = {"use": "lbfgs", "max_iter": 20, "history_size": 30}
+            lbfgs = {"use": "lbfgs", "max_iter": per_step, "history_size": 30}
             phases.append({"steps": polishing, "optimizer": lbfgs, "batch_size": "all"})
         return phases
 
@@ -364,7 +373,7 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         low, high = (_tensor(edge) for edge in self._box)
         places = torch.rand(8, self.n_features_in_, dtype=torch.float64, generator=generator(0, "export"))
         points = torch.lerp(low, high, places).to(DTYPES[self.dtype])
-        names = [f"x{i}" for i in range(self.n_features_in_)]
+        names = [str(n) for n in getattr(self, "feature_names_in_", [f"x{i}" for i in range(self.n_features_in_)])]
         outputs = [f"y{i}" for i in range(self.n_outputs_)] if self.n_outputs_ > 1 else ["y"]
         return export_modules(
             list(self.student_.values()), HEADS["identity"], site, points, Path(directory), formats, names, outputs
@@ -407,10 +416,13 @@ def _tensor(array: Any) -> Any:
     return None if array is None else torch.tensor(np.ascontiguousarray(array))
 
 
-def _counting(samples: Samples, random: np.random.RandomState) -> torch.Tensor:
-    """Return the samples whose weight is not 0, in random order."""
-    order = torch.from_numpy(random.permutation(len(samples.x)))
-    return order if samples.weight is None else order[samples.weight[order] > 0]
+def _counting(samples: Samples) -> Samples:
+    """Return the samples whose weight is not 0: what the others are, and how many, makes no difference."""
+    return samples if samples.weight is None else samples.take(torch.nonzero(samples.weight > 0)[:, 0])
+
+
+def _shuffled(samples: Samples, random: np.random.RandomState) -> torch.Tensor:
+    return torch.from_numpy(random.permutation(len(samples.x)))
 
 
 def _partials(dydx: Any, X: np.ndarray, y: np.ndarray, names: Any) -> np.ndarray | None:
@@ -450,15 +462,17 @@ def _followed(recipe: Recipe, seed: int, target: ArrayTarget, recorder: Recorder
     _trained(recipe, target, seed, recorder)
 
 
-def _trained(
-    recipe: Recipe, target: Target, seed: int, recorder: Recorder | None = None
-) -> tuple[Experiment, dict[str, float]]:
+def _trained(recipe: Recipe, target: Target, seed: int, recorder: Recorder | None = None) -> tuple[Experiment, Outcome]:
     registry = Registry()
     for kind, entries in default_host().registry.entries.items():
         registry.entries[kind] = dict(entries)
     registry.register("target", "arrays", lambda: target, "sobolev")
     plan = RunPlan(recipe, "default", seed, Path("regressor"))
-    experiment = build(plan, registry, connect("cpu"), say=lambda _: None)
-    outcome = Trainer(experiment, registry, recorder=recorder).run()
+    experiment = build(plan, registry, World(torch.device("cpu")), say=lambda _: None)
+    outcome = Trainer(experiment, registry, recorder=recorder or Recorder([], say=_warn)).run()
     experiment.module.eval()
-    return experiment, outcome.summary
+    return experiment, outcome
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text.removeprefix("warning: "), stacklevel=2)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+import errno
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from safetensors.torch import save_file
 
 from sobolev import checkpoint
 from sobolev.build import Experiment, build
 from sobolev.components import Report, RunInfo, Tracker
 from sobolev.devices import without_default
 from sobolev.distributed import World
-from sobolev.errors import RecipeError, SobolevError
+from sobolev.errors import RecipeError, RunError, SobolevError
 from sobolev.evaluate import check_names
 from sobolev.host import Host
 from sobolev.preflight import preflight
@@ -113,6 +112,7 @@ def execute(
             directory.create(plan)
             directory.write_status("running", engines=_engines(experiment))
         world.barrier()
+        stack.enter_context(_writable(directory))
         recorder.start(_info(plan, directory, trainer.steps), loaded.step if loaded else None)
         try:
             outcome = trainer.run(loaded)
@@ -125,6 +125,27 @@ def execute(
             _leave(experiment, outcome, directory, reports, recorder)
         world.barrier()
         return Result(outcome.status, summary=outcome.summary)
+
+
+@contextmanager
+def _writable(directory: RunDirectory) -> Iterator[None]:
+    """Turn a disk that takes no more into a message; what was written stays.
+
+    Raises:
+        RunError: says what to do.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+            raise
+        message = (
+            f"{directory.path}: nothing more can be written ({error.strerror}: {error.filename or directory.path}). "
+            "Make room and run the same command again: it goes on from the last checkpoint"
+        )
+        with suppress(OSError):
+            directory.write_status("failed", message=message)
+        raise RunError(message) from error
 
 
 def _engines(experiment: Experiment) -> dict[str, dict[str, str]]:
@@ -143,7 +164,7 @@ def _leave(
     if outcome.status == "finished":
         student = directory.student
         temporary = student.with_suffix(".tmp")
-        save_file({k: v.contiguous() for k, v in experiment.module.state_dict().items()}, temporary)
+        checkpoint.write_tensors({k: v.contiguous() for k, v in experiment.module.state_dict().items()}, temporary)
         temporary.replace(student)
         for name, report in reports:
             record(experiment, name, report, directory, recorder.warn)

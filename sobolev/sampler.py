@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -30,6 +28,14 @@ class Sampler:
         return self._order[position * self.batch_size : (position + 1) * self.batch_size]
 
 
-def in_order(size: int, batch_size: int) -> Iterator[Tensor]:
-    """Yield all ids from 0 in batches."""
-    yield from torch.arange(size).split(batch_size)
+def some(size: int, count: int, seed: int = 0) -> Tensor:
+    """Return at most ``count`` of the ids of a split, in order: one at random from each of as many equal parts.
+
+    The first ones would not do: samples may be sorted by time, by an input, by the case that they came from. The same
+    ones for the same seed.
+    """
+    if count >= size:
+        return torch.arange(size)
+    edges = torch.arange(count + 1) * size // count
+    places = torch.rand(count, dtype=torch.float64, generator=generator(seed, "some samples"))
+    return edges[:-1] + (places * edges.diff()).long()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sobolev.arrays import ArrayTarget, Samples
 from sobolev.components import Tracker
+from sobolev.errors import NonFiniteError
 from sobolev.recording import Recorder
 from sobolev.scaling import positive
 
@@ -52,25 +53,40 @@ def best(samples: Samples, candidates: Mapping[str, Candidate], order: Tensor) -
     partials: a factor weighs alike in both, whatever their units. All errors are pooled over the folds before.
 
     Args:
-        samples: the data; at least `LEAST` of them.
+        samples: the data; at least `LEAST` of them, and such that errors of different outputs may be added up.
         candidates: by name; among equal scores the first wins.
         order: ``(n,)`` samples in an order that says what is held out together; those it leaves out are not used.
+
+    Raises:
+        NonFiniteError: no candidate can be trained.
     """
     scores: dict[str, float] = {}
     steps: dict[str, int] = {}
-    standardised = in_unit_scale(samples)
+    broken: NonFiniteError | None = None
     for name, candidate in candidates.items():
-        curve: dict[int, list[Errors]] = {}
-        for train, held in folds(standardised, order):
-            tracker = _Curve()
-            candidate.train(ArrayTarget(train, held), Recorder([("curve", tracker)], say=lambda _: None))
-            for step, errors in tracker.found.items():
-                curve.setdefault(step, []).append(errors)
+        try:
+            curve = _curve(candidate, samples, order)
+        except NonFiniteError as error:  # it might break on all samples too; the others may not
+            broken = error
+            continue
         scored = {step: _score(errors) for step, errors in curve.items() if step >= candidate.earliest}
         scores[name] = min(scored.values())
         steps[name] = max(step for step, score in scored.items() if score <= scores[name] + TIE)
+    if broken and not scores:
+        raise broken
     winner = min(scores, key=scores.__getitem__)
     return winner, steps[winner], scores
+
+
+def _curve(candidate: Candidate, samples: Samples, order: Tensor) -> dict[int, list[Errors]]:
+    """Return the held-out errors after every number of steps, a number per fold."""
+    curve: dict[int, list[Errors]] = {}
+    for train, held in folds(samples, order):
+        tracker = _Curve()
+        candidate.train(ArrayTarget(train, held), Recorder([("curve", tracker)], say=lambda _: None))
+        for step, errors in tracker.found.items():
+            curve.setdefault(step, []).append(errors)
+    return curve
 
 
 def folds(samples: Samples, order: Tensor) -> Iterator[tuple[Samples, Samples]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sobolev.errors import ComponentError
-from sobolev.noise import generator
+from sobolev.sampler import some
 from sobolev.scaling import positive, unit
 from sobolev.vocabulary import VALUE, Batch, Jet, Key, Moments, Points, Probe, Site, Statistics
 
@@ -77,7 +77,7 @@ def measure_statistics(experiment: Experiment, derivatives: bool) -> dict[str, S
     if not count:
         return neutral(experiment.sites, {name: experiment.outputs(name) for name in experiment.sites})
     sums: dict[str, dict[str | Key, _Sum]] = {site: {} for site in experiment.sites}
-    for ids in _spread(target.size("train"), count, experiment.plan.seed).split(_rows(experiment, derivatives)):
+    for ids in some(target.size("train"), count, experiment.plan.seed).split(_rows(experiment, derivatives)):
         points = target.points(Batch("train", ids, target.load("train", ids)), training=False)
         keys = {site: experiment.keys[site] if derivatives else () for site in points}
         jets = experiment.reference(points, {site: Probe.full(keys[site]) for site in points}, None)
@@ -95,14 +95,6 @@ def neutral(sites: Mapping[str, Site], outputs: Mapping[str, int]) -> dict[str, 
         )
         for name, site in sites.items()
     }
-
-
-def _spread(size: int, count: int, seed: int) -> Tensor:
-    """Return ids in order, one from each of ``count`` equal parts: samples may be sorted, or lie on a grid."""
-    if count == size:
-        return torch.arange(size)
-    places = torch.arange(count) + torch.rand(count, dtype=torch.float64, generator=generator(seed, "statistics"))
-    return (places * (size / count)).long().clamp_max(size - 1)
 
 
 def _rows(experiment: Experiment, derivatives: bool) -> int:

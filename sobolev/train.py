@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,7 @@ from sobolev.build import Drawn, Experiment
 from sobolev.components import Target
 from sobolev.devices import single_precision, without_default
 from sobolev.ensembles import Separate, Together, members
-from sobolev.errors import ComponentError
+from sobolev.errors import ComponentError, NonFiniteError
 from sobolev.evaluate import default_splits, evaluate, metric_named
 from sobolev.noise import stream
 from sobolev.nonfinite import report_nonfinite
@@ -65,6 +66,19 @@ class _Best:
     stop_value: float = math.inf
 
 
+@dataclass
+class _Seen:
+    """What the evaluations of the loss in one step saw.
+
+    Attributes:
+        jets: (reference, prediction) of every micro-batch, of the first evaluation.
+        values: the loss and its terms, of the last one.
+    """
+
+    jets: list[tuple[Mapping[str, Jet], Mapping[str, Jet]]] = field(default_factory=list)
+    values: dict[str, float] = field(default_factory=dict)
+
+
 class Trainer:
     """Trains one experiment.
 
@@ -98,7 +112,7 @@ class Trainer:
         self.parameters = experiment.trainable
         self.members = members(experiment)
         self.phases = self.recipe.in_phases()
-        self.steps = sum(phase.steps for phase in self.phases)
+        self._phase, self._phase_began = 0, 0
         self.log_every = self.recipe.log_every or max(1, self.steps // 200)
         self.best = _Best()
         self.best_student: dict[str, Tensor] = {}
@@ -128,6 +142,10 @@ class Trainer:
                 f"{what}: the target {self.experiment.plan.recipe.target['use']!r} answers or learns from each "
                 "prediction, which must then be made once per step; use a larger batch, or another optimizer"
             )
+        if self.recipe.clip and closures:
+            raise ComponentError(
+                "train.clip and the optimizer lbfgs exclude each other: its line search needs the gradient as it is"
+            )
         if self.recipe.stop and self.experiment.plan.recipe.evaluate.every is None:
             raise ComponentError("train.stop looks at evaluations: say by evaluate.every how often there is one")
         if self.recipe.update == "hogwild" and (closures or self.recipe.ema):
@@ -147,22 +165,23 @@ class Trainer:
         rounded = self.experiment.plan.recipe.precision == "bfloat16-derivatives"
         precision = nullcontext() if rounded else single_precision(device)  # of the backward pass too
         with torch.random.fork_rng(devices=forked), precision, ThreadPoolExecutor(1) as self._ahead:
-            start = 0
             state: Mapping[str, Any] | None = None
             if loaded is not None:
                 state = loaded.state
                 self._restore_common(loaded)
             self._saved_at = time.monotonic()
             try:
-                for phase in self.phases:
-                    end = min(start + phase.steps, self.steps)
+                while self._phase < len(self.phases):
+                    phase = self.phases[self._phase]
+                    end = self._phase_began + phase.steps
                     if self._step < end and not self._stale():
                         self._begin(phase)
-                        if state is not None and self._step > start:  # else it is that of the phase before
+                        if state is not None and self._step > self._phase_began:  # else it is of the phase before
                             self._restore_phase(state)
                         state = None
-                        self._phase(end)
-                    start += phase.steps
+                        self._train(end)
+                    self._end_phase()
+                self._check_finite()
                 return Outcome("finished", self._step, self._finish())
             except Interrupted:
                 # Saved here, where nothing is half done: an evaluation may have had averaged weights in the student.
@@ -170,7 +189,12 @@ class Trainer:
                     self._save()
                 return Outcome("interrupted", self._step)
 
-    def _phase(self, end: int) -> None:
+    @property
+    def steps(self) -> int:
+        """All steps: those that were taken in phases that have ended, and those of the others."""
+        return self._phase_began + sum(phase.steps for phase in self.phases[self._phase :])
+
+    def _train(self, end: int) -> None:
         """Take the steps up to ``end``, or until the student no longer gets better."""
         batches = self._batches(self._step, end)
         if self._evaluation_due():  # where the run was interrupted in the middle of it
@@ -187,6 +211,14 @@ class Trainer:
             self.progress(self._step, self.steps, self.latest)
             if self._save_due():
                 self._save()
+
+    def _end_phase(self) -> None:
+        """Go on to the next phase: where this one was stopped, from the best student that was kept."""
+        if self._stale() and self._phase + 1 < len(self.phases):
+            if self.best_student:
+                self.experiment.module.load_state_dict(self.best_student)
+            self.best.stale = 0
+        self._phase, self._phase_began = self._phase + 1, self._step
 
     def _evaluation_due(self) -> bool:
         # The evaluation after the last step is part of finishing.
@@ -214,20 +246,19 @@ class Trainer:
         experiment = self.experiment
         drawn = [experiment.draw(batch, step, training=True) for batch in batches]
         counts = self._joint_counts(drawn) if len(drawn) > 1 else None
-        seen: list[tuple[Mapping[str, Jet], Mapping[str, Jet]]] = []
-        values: dict[str, float] = {}
 
-        def closure(only: str | None = None) -> float:
+        def closure(seen: _Seen, only: str | None = None) -> float:
             parameters = self.parameters if only is None else self.members[only]
             for parameter in parameters:
                 parameter.grad = None
-            first = not seen
-            values.clear()
+            first = not seen.jets
+            seen.values.clear()
             for part in drawn if only is None else [part.at(only) for part in drawn]:
                 prediction = experiment.predict(part)
                 reference = part.reference or experiment.reference(part.points, part.probes, prediction)
                 if first:
-                    seen.append((reference, experiment.seen(part, prediction) if self._learns else prediction))
+                    shown = experiment.seen(part, prediction) if self._learns else prediction
+                    seen.jets.append((reference, shown))
                 terms = [
                     term
                     for site, where in part.points.items()
@@ -243,64 +274,69 @@ class Trainer:
                 if loss.requires_grad:
                     loss.backward()
                 for name, value in recorded.items():
-                    values[name] = values.get(name, 0.0) + value
+                    seen.values[name] = seen.values.get(name, 0.0) + value
             if not self._hogwild:
                 self.world.sum_gradients(parameters)
             if self.recipe.clip:
                 torch.nn.utils.clip_grad_norm_(parameters, self.recipe.clip)
-            return values["loss"]
+            return seen.values["loss"]
 
+        seen = _Seen()
         try:
             if isinstance(self.optimizer, Separate):
-                seen, values = self._separately(closure, seen, values)
+                seen = self._separately(closure, self.optimizer.optimizers, len(drawn))
             elif self.parameters:
-                self.optimizer.step(closure)
-                if self.schedule:
-                    self.schedule.step()
+                self.optimizer.step(partial(closure, seen))
             else:
-                closure()
+                closure(seen)
         except _Skip:
             self._skipped += 1
             if self._skipped <= _SKIPS_SHOWN:
                 more = "; further ones are counted as train/skipped alone" if self._skipped == _SKIPS_SHOWN else ""
                 self.recorder.warn(f"warning: step {step}: the loss is not finite; the update was skipped{more}")
-            return lambda: {**values, "skipped": float(self._skipped)}
+            return lambda: {**seen.values, "skipped": float(self._skipped)}
+        if self.schedule:
+            self.schedule.step()
         if self.averaged:
             self.averaged.update_parameters(experiment.module)
         learned: Mapping[str, Mean] = {}
         if self._learns:  # one batch; several are refused
-            learned = experiment.target.advance(drawn[0].points, *seen[0], experiment)
+            learned = experiment.target.advance(drawn[0].points, *seen.jets[0], experiment)
 
         def numbers() -> dict[str, float]:
             means: dict[str, Mean] = {}
-            for part, (reference, prediction) in zip(drawn, seen, strict=True):
+            for part, (reference, prediction) in zip(drawn, seen.jets, strict=True):
                 detached = {site: jet.detach() for site, jet in prediction.items()}
                 for name, mean in experiment.target.metrics(part.points, reference, detached).items():
                     old = means.get(name)
                     means[name] = old + mean if old else mean
             skipped = {"skipped": float(self._skipped)} if self._skipped else {}
-            return {**values, **self.world.means({**means, **learned}), **self._counters(), **skipped}
+            return {**seen.values, **self.world.means({**means, **learned}), **self._counters(), **skipped}
 
         return numbers
 
-    def _separately(
-        self,
-        closure: Callable[[str], float],
-        seen: list[tuple[Mapping[str, Jet], Mapping[str, Jet]]],
-        values: dict[str, float],
-    ) -> tuple[list[tuple[Mapping[str, Jet], Mapping[str, Jet]]], dict[str, float]]:
-        """Let the optimizer of every member take its step; returns jets and numbers of all of them."""
-        references: dict[str, Jet] = {}
-        predictions: dict[str, Jet] = {}
-        numbers: dict[str, float] = {"loss": 0.0}
-        for site, optimizer in self.optimizer.optimizers.items():
-            seen.clear()
-            optimizer.step(partial(closure, site))
-            references |= seen[0][0]
-            predictions |= seen[0][1]
-            numbers |= {name: value for name, value in values.items() if name != "loss"}
-            numbers["loss"] += values["loss"]
-        return [(references, predictions)], numbers
+    def _separately(self, closure: Callable[[_Seen, str], float], optimizers: Mapping[str, Any], batches: int) -> _Seen:
+        """Let the optimizer of every member take its step, all or none of them; returns what all of them saw."""
+        jets: list[tuple[dict[str, Jet], dict[str, Jet]]] = [({}, {}) for _ in range(batches)]
+        values = {"loss": 0.0}
+        module = self.experiment.module
+        skips = self.recipe.on_nonfinite == "skip"
+        before = copy.deepcopy((module.state_dict(), self.optimizer.state_dict())) if skips else None
+        try:
+            for site, optimizer in optimizers.items():
+                seen = _Seen()
+                optimizer.step(partial(closure, seen, site))
+                for (references, predictions), (reference, prediction) in zip(jets, seen.jets, strict=True):
+                    references |= reference
+                    predictions |= prediction
+                loss = values["loss"] + seen.values["loss"]
+                values |= seen.values | {"loss": loss}
+        except _Skip:
+            assert before is not None
+            module.load_state_dict(before[0])
+            self.optimizer.load_state_dict(before[1])
+            raise
+        return _Seen([*jets], values)
 
     def _joint_counts(self, drawn: list[Drawn]) -> dict[str, Tensor]:
         """Return each term's count over all micro-batches; counts depend on the reference alone."""
@@ -320,6 +356,21 @@ class Trainer:
         rank = f"-rank-{self.world.rank}" if self.world.size > 1 else ""
         dump = self.directory.path / f"nonfinite-step-{step}{rank}.npz" if self.directory else None
         raise report_nonfinite(step, drawn, prediction, reference, self.experiment.module, self.world, dump)
+
+    def _check_finite(self) -> None:
+        """Refuse a student that the last update has broken; the loss of the next step would tell, if there is one.
+
+        Raises:
+            NonFiniteError: names its weights.
+        """
+        parameters = self.experiment.module.named_parameters()
+        broken = [name for name, parameter in parameters if not bool(parameter.isfinite().all())]
+        if broken:
+            shown = ", ".join(broken[:4]) + (f" and {len(broken) - 4} more" if len(broken) > 4 else "")
+            raise NonFiniteError(
+                f"step {self._step}: not finite after the update: {shown} of the student. Lower the learning rate, or "
+                "clip gradients (train.clip)."
+            )
 
     def _batches(self, start: int, end: int) -> Iterator[list[Batch]]:
         """Yield this rank's micro-batches of every step; data are read one step ahead in another thread."""
@@ -450,11 +501,13 @@ class Trainer:
         return bool(self.world.any(self.world.first and time.monotonic() - self._saved_at > rule.seconds))
 
     def _save(self) -> None:
+        self._check_finite()
         target = self.experiment.target.state_dict()  # on every rank: it may gather
         if self.world.first and self.directory:
             state: dict[str, Any] = {
                 "target": target,
                 "estimator": self.experiment.estimator.state_dict(),
+                "phase": [self._phase, self._phase_began],
                 "best": vars(self.best),
                 "best_student": self.best_student,
                 "averaged": self.averaged.state_dict() if self.averaged else {},
@@ -478,6 +531,7 @@ class Trainer:
         self.experiment.module.load_state_dict(loaded.student)
         self.experiment.target.load_state_dict(loaded.state["target"])
         self.experiment.estimator.load_state_dict(loaded.state["estimator"])
+        self._phase, self._phase_began = loaded.state["phase"]
         self.best = _Best(**loaded.state["best"])
         self.best_student = loaded.state["best_student"]
         if self.averaged:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from families import Tabulated, experiment
@@ -12,6 +13,7 @@ from families import Tabulated, experiment
 import sobolev.evaluate as module
 from sobolev import ComponentError
 from sobolev.evaluate import check_names, evaluate
+from sobolev.sampler import some
 
 TABLE = "target={use: tabulated, rows: 24}"
 
@@ -43,10 +45,10 @@ def test_batches_make_no_difference(tmp_path: Path) -> None:
 
 
 def test_at_most_so_many_points_and_nothing_of_an_empty_split(tmp_path: Path) -> None:
-    some = experiment(tmp_path, "evaluate.points=3")
-    first = experiment(tmp_path)
-    assert evaluate(some, "test") == evaluate(first, "test", limit=3) != evaluate(first, "test")
-    assert evaluate(first, "validation") == {}
+    three = experiment(tmp_path, "evaluate.points=3")
+    every = experiment(tmp_path)
+    assert evaluate(three, "test") == evaluate(every, "test", limit=3) != evaluate(every, "test")
+    assert evaluate(every, "validation") == {}
 
 
 def test_a_jacobian_over_the_bound_is_estimated_by_the_same_projections_every_time(
@@ -91,3 +93,23 @@ def test_names_of_metrics_are_checked_before_the_first_step(tmp_path: Path) -> N
         check_names(experiment(tmp_path, "evaluate.best=test/sines/dx"))
     with pytest.raises(ComponentError, match=r"train\.stop: there is no metric"):
         check_names(experiment(tmp_path, "train.stop={metric: loss}", "evaluate.every=1"))
+
+
+def test_some_samples_stand_for_all_of_a_split() -> None:
+    for size, count in ((10, 3), (1000, 999), (7, 7), (5, 9)):
+        ids = some(size, count)
+        assert len(ids.unique()) == len(ids) == min(size, count) and 0 <= int(ids[0]) and int(ids[-1]) < size
+        assert torch.equal(ids, ids.sort().values) and torch.equal(ids, some(size, count))
+    counts = sum(torch.bincount(some(10, 4, seed), minlength=10) for seed in range(2000))
+    assert abs(counts / 800 - 1).max() < 0.3  # parts of two and of three
+    assert not torch.equal(some(100, 10), some(100, 10, seed=1))
+
+
+def test_limited_points_stand_for_a_file_that_is_sorted(tmp_path: Path) -> None:
+    x = np.linspace(0, 1, 2000)
+    np.savez(tmp_path / "d.npz", x=x, u=np.where(x < 0.5, 0.0, 10.0))
+    target = f"target={{use: table, file: {tmp_path / 'd.npz'}, inputs: [x], values: [u], split: {{test: 0.5}}}}"
+    options = (target, "student={use: mlp, hidden: [4]}", "objective={derivatives: []}")
+    whole = evaluate(experiment(tmp_path, *options), "test")["test/table/value"]
+    few = evaluate(experiment(tmp_path, *options, "evaluate.points=100"), "test")["test/table/value"]
+    assert 30 < whole < 80 and few == pytest.approx(whole, rel=0.05)

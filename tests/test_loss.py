@@ -143,6 +143,44 @@ def test_in_a_module_it_adds_no_parameters_and_can_be_copied() -> None:
         assert torch.equal(copied.training_step(samples(), 0), first)
 
 
+def test_a_loop_that_goes_on_draws_the_directions_that_come_next() -> None:
+    module, batch = net(), samples()
+    loss = SobolevLoss(estimator={"use": "projected", "side": "input"})
+    first, second = loss(module, *batch), loss(module, *batch)
+    whole = nn.ModuleDict({"net": module, "loss": loss})
+    other = SobolevLoss(estimator={"use": "projected", "side": "input"})
+    again = nn.ModuleDict({"net": net(), "loss": other})
+    again.load_state_dict({**whole.state_dict(), "loss.calls": torch.tensor(1)})
+    assert first != second == other(module, *batch)
+    again.load_state_dict(whole.state_dict())
+    assert other.calls == 2 and again.state_dict().keys() == whole.state_dict().keys()
+
+
+def test_processes_draw_directions_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, batch = net(), samples()
+    found = []
+    for rank in (0, 1):
+        monkeypatch.setattr("sobolev.loss._rank", lambda rank=rank: rank)
+        found.append(SobolevLoss(estimator={"use": "projected", "side": "input"})(module, *batch))
+        assert SobolevLoss()(module, *batch) == SobolevLoss()(module, *batch)
+    assert found[0] != found[1]
+
+
+def test_values_may_be_missing() -> None:
+    module, (x, y, dydx) = net(2), samples(2)
+    gone = y.clone()
+    gone[1] = torch.nan
+    gone[2, 0] = torch.nan
+    values = (module(x) - y).square()
+    values[1] = 0
+    values[2, 0] = 0
+    share = (len(x) - 2) + (y.shape[1] - 1) / y.shape[1]
+    of_values = values.sum() / share
+    partials = SobolevLoss(value={"loss": "squared-l2", "weight": 0.0})(module, x, y, dydx)
+    assert torch.allclose(SobolevLoss(derivatives=[])(module, x, gone), of_values, rtol=1e-12)
+    assert torch.allclose(SobolevLoss()(module, x, gone, dydx), of_values + partials, rtol=1e-12)
+
+
 CHANGES: dict[str, Callable[[nn.Sequential], object]] = {
     "nothing": lambda net: None,
     "another layer": lambda net: net.__setitem__(2, nn.Linear(8, 2).double()),

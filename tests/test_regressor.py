@@ -284,16 +284,56 @@ def test_without_adam_there_is_no_trend_to_choose() -> None:
     assert set(model.scores_) == {"exact, tanh"}
 
 
-def test_samples_without_weight_are_not_held_out() -> None:
+@pytest.mark.parametrize("options", [{"validation_fraction": 0.3}, {"activation": "tanh", "hidden": None}, {}])
+def test_samples_without_weight_make_no_difference(options: dict[str, Any]) -> None:
+    x, y, dydx = data(45, outputs=1)  # with them it is more than a small network gets
+    more = np.concatenate([x, data(20, outputs=1, seed=1)[0]])
+    filled = np.concatenate([y, np.full((20, 1), 1e6)]), np.concatenate([dydx, np.zeros((20, 1, 2))])
+    given = {"members": 1, "adam_steps": 40, "polish_iterations": 40, "random_state": 0, **options}
+    model = SobolevRegressor(**given).fit(x, y, dydx, sample_weight=np.ones(45))
+    weight = np.repeat([1.0, 0.0], [45, 20])
+    other = SobolevRegressor(**given).fit(more, *filled, sample_weight=weight)
+    np.testing.assert_array_equal(other.predict(x), model.predict(x))
+
+
+def test_steps_say_how_long_it_was_trained() -> None:
     x, y, dydx = data(outputs=1)
-    weight = (np.arange(len(x)) % 2).astype(float)
-    options = {**QUICK, "validation_fraction": 0.3, "random_state": 0}
-    whole = SobolevRegressor(**options).fit(x, y, dydx, sample_weight=weight)
-    counted = SobolevRegressor(**options)._target(  # 15 samples count, 30 % of them are held out
-        Samples(torch.tensor(x), torch.tensor(y), None, torch.tensor(weight)), np.random.RandomState(0)
+    given = {"members": 1, "adam_steps": 30, "random_state": 0, "regime": "exact"}
+    assert SobolevRegressor(**given, polish_iterations=50).fit(x, y, dydx).steps_ == 33
+    recipe = SobolevRegressor(**given, polish_iterations=50)._recipe(
+        Samples(*map(torch.tensor, (x, y, dydx)), None), ("exact", "silu")
     )
-    assert np.isfinite(whole.history_["validation/data/value"])
-    assert (counted.size("train"), counted.size("validation")) == (11, 4)
+    assert recipe.train.phases[1].optimizer["max_iter"] == 16  # three times: at most 50
+    stopped = SobolevRegressor(**given, polish_iterations=20, validation_fraction=0.3, patience=2, learning_rate=0.3)
+    assert stopped.fit(x, y, dydx).steps_ < 31
+
+
+def test_polishing_follows_when_adam_is_stopped_early() -> None:
+    random = np.random.default_rng(0)
+    x = random.uniform(-1, 1, (60, 2))
+    y, dydx = np.sin(3 * x[:, 0]) * x[:, 1], np.stack([3 * np.cos(3 * x[:, 0]) * x[:, 1], np.sin(3 * x[:, 0])], 1)
+    at = random.uniform(-1, 1, (500, 2))
+    given = {"members": 1, "regime": "exact", "random_state": 0, "validation_fraction": 0.2, "batch_size": 16}
+    model = SobolevRegressor(**given).fit(x, y, dydx)
+    assert model.steps_ < 500  # Adam alone would have taken as many
+    assert np.mean((model.predict(at) - np.sin(3 * at[:, 0]) * at[:, 1]) ** 2) < 2e-5
+
+
+def test_without_balance_the_units_decide() -> None:
+    x, y, dydx = data(12, outputs=1)
+    given = {"hidden": (8,), "members": 1, "adam_steps": 10, "polish_iterations": 20, "random_state": 0}
+    balanced = [SobolevRegressor(**given).fit(x, c * y, c * dydx).scores_ for c in (1.0, 1000.0)]
+    raw = [SobolevRegressor(**given, balance="none").fit(x, c * y, c * dydx).scores_ for c in (1.0, 1000.0)]
+    assert balanced[0] == pytest.approx(balanced[1], rel=1e-6)
+    differences = [raw[1][way] - raw[0][way] for way in raw[0]]
+    assert all(abs(difference) > 1 for difference in differences)
+
+
+def test_one_process_of_many_fits_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    x, y, dydx = data(outputs=1)
+    assert SobolevRegressor(**QUICK, regime="exact").fit(x, y, dydx).n_outputs_ == 1
 
 
 def test_a_fit_that_fails_leaves_nothing_to_predict_with() -> None:

@@ -15,8 +15,11 @@ from sobolev.errors import DataError, RecipeError
 from sobolev.wording import plural
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from sobolev.builtin.targets.table.columns import Columns, Partials
-    from sobolev.builtin.targets.table.diagnose import Diagnosis, Samples
+    from sobolev.builtin.targets.table.diagnose import Array, Diagnosis, Samples
     from sobolev.builtin.targets.table.files import TableFile
     from sobolev.recipe.plan import RunPlan
 
@@ -114,7 +117,7 @@ def _guess(table: TableFile, pattern: str | None) -> tuple[list[str], list[str],
 
 
 def _read(table: TableFile, columns: Columns, dtype: str = "float64") -> Samples:
-    """Read up to `_ROWS` rows, in float64; ``dtype`` is that of training.
+    """Read all rows, or `_ROWS` of more at random, in float64; ``dtype`` is that of training.
 
     Raises:
         DataError: no partials, no rows, cells that are no numbers, or infinite: training refuses them, too.
@@ -127,26 +130,22 @@ def _read(table: TableFile, columns: Columns, dtype: str = "float64") -> Samples
     if not columns.partials:
         raise DataError(f"{table.file}: no partials are named; there is nothing to compare")
     faults = Faults()
-    random = np.random.default_rng(0)
-    share = min(1.0, _ROWS / max(1, table.most_rows()))
-    parts, rows = [], []
+    d, m = len(columns.inputs), len(columns.outputs)
+    usable = _Kept(len(columns.numbers))
+    incomplete: list[int] = []
     for chunk in table.chunks(columns.numbers, (), np.dtype(np.float64), faults):
         note_infinite(table, chunk.start, chunk.numbers, columns.numbers, np.dtype(dtype), faults)
-        chosen = np.flatnonzero(random.random(len(chunk.numbers)) < share)
-        parts.append(chunk.numbers[chosen])
-        rows.append(chunk.start + chosen)
+        whole = ~np.isnan(chunk.numbers[:, :d]).any(axis=1)
+        incomplete += (chunk.start + np.flatnonzero(~whole)).tolist()
+        usable.add(chunk.numbers[whole], chunk.start + np.flatnonzero(whole))
     faults.raise_any()
-    if not parts:
+    if not usable.total + len(incomplete):
         raise DataError(f"{table.file}: there are no rows below the header")
-    numbers, of_row = np.concatenate(parts), np.concatenate(rows)
-    d, m = len(columns.inputs), len(columns.outputs)
-    usable = ~np.isnan(numbers[:, :d]).any(axis=1)
+    numbers, of_row = usable.chosen()
 
     def place(row: int) -> str:
         return table.place(row).removeprefix(f"{table.file}").lstrip(", :") or "?"
 
-    incomplete = [place(int(row)) for row in of_row[~usable]]
-    numbers, of_row = numbers[usable], of_row[usable]
     if not len(numbers):
         raise DataError(f"{table.file}: every row lacks some input ({', '.join(columns.inputs)}); nothing to compare")
     partials = np.full((len(numbers), m, d), np.nan)
@@ -154,8 +153,41 @@ def _read(table: TableFile, columns: Columns, dtype: str = "float64") -> Samples
         partials[:, o, i] = numbers[:, d + m + column]
     return Samples(
         numbers[:, :d], numbers[:, d : d + m], partials, columns.inputs, columns.outputs, columns.partials,
-        lambda row: place(int(of_row[row])), incomplete,
+        lambda row: place(int(of_row[row])), incomplete=[place(row) for row in incomplete], total=usable.total,
     )  # fmt: skip
+
+
+class _Kept:
+    """All rows, or `_ROWS` of more at random, of a table that is read once: those whose random numbers are smallest."""
+
+    def __init__(self, width: int) -> None:
+        import numpy as np
+
+        self.total = 0
+        self._random = np.random.default_rng(0)
+        self._parts = [(np.empty((0, width)), np.empty(0, dtype=np.int64), np.empty(0))]
+
+    def add(self, numbers: Array, rows: NDArray[np.int64]) -> None:
+        """Take rows ``(n, width)`` and where they stand ``(n,)``."""
+        self.total += len(rows)
+        self._parts.append((numbers, rows, self._random.random(len(rows))))
+        if sum(len(part[0]) for part in self._parts) > 2 * _ROWS:
+            self._merge()
+
+    def chosen(self) -> tuple[Array, NDArray[np.int64]]:
+        """Return rows and where they stand, in order."""
+        self._merge()
+        numbers, rows, _ = self._parts[0]
+        return numbers, rows
+
+    def _merge(self) -> None:
+        import numpy as np
+
+        numbers, rows, drawn = (np.concatenate(each) for each in zip(*self._parts, strict=True))
+        if len(rows) > _ROWS:
+            smallest = np.sort(np.argpartition(drawn, _ROWS)[:_ROWS])
+            numbers, rows, drawn = numbers[smallest], rows[smallest], drawn[smallest]
+        self._parts = [(numbers, rows, drawn)]
 
 
 def _of_recipe(ctx: click.Context, recipe: Path, overrides: Sequence[str]) -> Iterator[tuple[str, Samples]]:
@@ -179,6 +211,7 @@ def _of_recipe(ctx: click.Context, recipe: Path, overrides: Sequence[str]) -> It
         if spec["use"] == "table":
             yield name, _of_table(plan, spec)
         else:
+            plan.recipe.target = dict(spec)
             yield name, _of_target(plan, registry, spec["use"])
 
 
@@ -207,6 +240,7 @@ def _of_target(plan: RunPlan, registry: Any, name: str) -> Samples:
     from sobolev.build import answers, build
     from sobolev.builtin.targets.table.diagnose import Samples
     from sobolev.distributed import World
+    from sobolev.sampler import some
     from sobolev.tables import split_unit
     from sobolev.vocabulary import Batch, Probe
 
@@ -229,7 +263,8 @@ def _of_target(plan: RunPlan, registry: Any, name: str) -> Samples:
         if len(where.differentiate) != 1 or len(where.inputs[where.differentiate[0]]) != 1:
             raise RecipeError(f"{plan.file}: the target {name!r}: only one vector of inputs with partials is compared")
         key = (where.differentiate[0],)
-        ids = torch.arange(min(_ANSWERS, target.size("train")))
+        total = target.size("train")
+        ids = some(total, _ANSWERS)
         points = target.points(Batch("train", ids, target.load("train", ids)), training=False)
         jet = target.answer(points, {site: Probe.full((key,))}, None)[site]
         axes = target.axes(site)
@@ -243,14 +278,14 @@ def _of_target(plan: RunPlan, registry: Any, name: str) -> Samples:
         infinite = np.flatnonzero(np.isinf(numbers).reshape(len(numbers), -1).any(axis=1))
         if len(infinite):
             raise DataError(
-                f"{plan.file}: the target {name!r}: training sample {infinite[0]} has an infinite {what}"
+                f"{plan.file}: the target {name!r}: training sample {ids[infinite[0]]} has an infinite {what}"
                 + (f", and {plural(len(infinite) - 1, 'other')} too" if len(infinite) > 1 else "")
                 + "; mark what is not known as such (`Jet.known`)"
             )
     inputs = [split_unit(n)[0] for n in axes.inputs] if axes else [f"x{i}" for i in range(x.shape[1])]
     outputs = [split_unit(n)[0] for n in axes.outputs] if axes else [f"y{i}" for i in range(y.shape[1])]
     columns = {(o, i): f"d{b}/d{a}" for o, b in enumerate(outputs) for i, a in enumerate(inputs)}
-    return Samples(x, y, partials, inputs, outputs, columns, lambda row: f"training sample {row}")
+    return Samples(x, y, partials, inputs, outputs, columns, lambda row: f"training sample {ids[row]}", total=total)
 
 
 # -- what is said ------------------------------------------------------------------------------------------------------
@@ -262,6 +297,11 @@ _VERDICTS = {
 }  # fmt: skip
 
 
+def _counted(samples: Samples) -> str:
+    looked_at = plural(len(samples.x), "sample")
+    return looked_at if samples.total in (None, len(samples.x)) else f"{looked_at} at random of {samples.total:,}"
+
+
 def _show(name: str, samples: Samples, diagnosis: Diagnosis) -> None:
     import numpy as np
     from rich.console import Console
@@ -270,7 +310,7 @@ def _show(name: str, samples: Samples, diagnosis: Diagnosis) -> None:
 
     console = Console(highlight=False)
     console.print(
-        f"[bold]{escape(name)}[/]: {plural(len(samples.x), 'sample')}, {plural(len(samples.inputs), 'input')}, "
+        f"[bold]{escape(name)}[/]: {_counted(samples)}, {plural(len(samples.inputs), 'input')}, "
         f"{plural(len(samples.outputs), 'value')}, {plural(len(samples.columns), 'partial')}"
     )
     made = Table(box=None, padding=(0, 2))
@@ -304,6 +344,7 @@ def _plain(name: str, samples: Samples, diagnosis: Diagnosis) -> dict[str, Any]:
     return {
         "data": name,
         "samples": len(samples.x),
+        "of": len(samples.x) if samples.total is None else samples.total,
         "explained": {output: number(share) for output, share in diagnosis.share.items()},
         "partials": [
             {"column": a.column, "coefficient": number(a.coefficient), "error": number(a.error), "verdict": a.verdict}

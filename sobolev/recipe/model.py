@@ -28,10 +28,13 @@ class _Strict(BaseModel):
 
 
 class EarlyStop(_Strict):
-    """Stop when a validation metric no longer improves."""
+    """Stop a phase, and with the last one the run, when a validation metric no longer improves.
+
+    The next phase begins with the best student, where ``evaluate.best`` keeps one.
+    """
 
     metric: str = Field(description="such as validation/function/value; smaller is better")
-    patience: int = Field(10, ge=1, description="evaluations without improvement before the run stops")
+    patience: int = Field(10, ge=1, description="evaluations without improvement before the phase ends")
     min_improvement: float = Field(0.0, ge=0, description="relative improvement that counts")
 
 

@@ -13,7 +13,8 @@ from sobolev import Batch, ComponentError, Contraction, Jet, Noise, Points, Prob
 from sobolev.arrays import ArrayTarget, Samples
 from sobolev.differentiate.autograd import differentiate
 from sobolev.differentiate.program import recognise
-from sobolev.statistics import SAMPLES, _spread
+from sobolev.sampler import some
+from sobolev.statistics import SAMPLES
 
 X = ("x",)
 
@@ -162,10 +163,10 @@ def test_statistics_of_many_samples_are_spread_over_all_of_them() -> None:
     assert found is not None
     assert torch.allclose(found.value.mean, torch.tensor([0.5], dtype=torch.float64), atol=1e-3)
     assert torch.allclose(found.value.deviation, x.std(0), rtol=1e-3)
-    ids = _spread(3 * SAMPLES, SAMPLES, 0)
+    ids = some(3 * SAMPLES, SAMPLES, 0)
     assert len(ids.unique()) == SAMPLES
     assert int(ids[-1]) < 3 * SAMPLES
-    assert not torch.equal(ids, _spread(3 * SAMPLES, SAMPLES, 1))
+    assert not torch.equal(ids, some(3 * SAMPLES, SAMPLES, 1))
 
 
 # -- balance -------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from sobolev.builtin import check_data as module
 from sobolev.builtin.targets.blackbox.target import JetBlackbox
 from sobolev.builtin.targets.functions import FUNCTIONS
 from sobolev.builtin.targets.table.diagnose import Diagnosis, Samples, diagnose
@@ -432,3 +433,20 @@ def test_infinite_answers_are_named_with_their_sample(
     done = check(str(recipe))
     assert isinstance(done.exception, DataError), done.output
     assert f"training sample 5 has an infinite {where}, and 1 other too" in str(done.exception)
+
+
+def test_of_a_large_table_a_random_part_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_ROWS", 500)
+    x = np.linspace(0, 1, 7000)
+    lines = [f"{a:.6f},{np.sin(a):.9f},{np.cos(a):.9f}" for a in x]
+    for row in (10, 3000, 6999):
+        lines[row] = lines[row].replace(f"{x[row]:.6f}", "", 1)
+    (tmp_path / "d.csv").write_text("x,u,du/dx\n" + "\n".join(lines) + "\n")
+    samples = module._of_file(tmp_path / "d.csv", None, None, None)
+    assert len(samples.x) == 500 and samples.total == 6997 and len(samples.incomplete) == 3
+    np.testing.assert_allclose(samples.y[:, 0], np.sin(samples.x[:, 0]), atol=2e-6)
+    assert np.histogram(samples.x, bins=5, range=(0, 1))[0].min() > 60
+    assert samples.place(0) != samples.place(499) == str(2 + round(samples.x[499, 0] * 6999))
+    monkeypatch.setattr(module, "_ROWS", 200_000)
+    found = json.loads(CliRunner().invoke(cli, ["check-data", str(tmp_path / "d.csv"), "--json"]).output)
+    assert found[0]["samples"] == found[0]["of"] == 6997

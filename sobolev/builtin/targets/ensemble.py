@@ -47,6 +47,7 @@ class Ensemble(Target):
     def prepare(self, context: Context) -> None:
         """Prepare the target itself."""
         self.of.prepare(context)
+        self.version = self.of.version  # a black box looks at its function first
 
     def sites(self) -> Mapping[str, Site]:
         """Return the sites of the members."""
@@ -98,6 +99,14 @@ class Ensemble(Target):
     def finish(self, learner: Learner) -> Mapping[str, float]:
         """Let the target finish with the mean over the members as its student."""
         return self.of.finish(MeanOfMembers(learner, {inner: self._names(inner) for inner in self.of.sites()}))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the target itself keeps."""
+        return self.of.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore it."""
+        self.of.load_state_dict(state)
 
     def axes(self, site: str) -> Axes | None:
         """Return names and box of a member's site, or of the ensemble."""

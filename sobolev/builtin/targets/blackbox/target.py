@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -156,6 +157,17 @@ class Blackbox(Target):
         """Return how many evaluations this run made, and at how many different points it asked for values, by split."""
         asked = {f"evaluations/{split}": float(len(points)) for split, points in self._asked.items()}
         return {"evaluations/computed": float(self.computed), **asked}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted: evaluations, and the points ``(n, d)`` that were asked for, by split."""
+        asked = {split: torch.tensor(sorted(points), dtype=torch.float64) for split, points in self._asked.items()}
+        return {"computed": self.computed, "asked": asked}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on counting where a checkpoint was written."""
+        self.computed += state["computed"]
+        for split, points in state["asked"].items():
+            self._asked.setdefault(split, set()).update(map(tuple, points.tolist()))
 
     def axes(self, site: str) -> Axes:
         """Return names with units, and the box."""

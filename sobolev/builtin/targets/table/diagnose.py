@@ -52,6 +52,7 @@ class Samples:
         columns: (output, input) as positions -> name of the column of a partial; absent where none is recorded.
         place: number of a sample -> where it stands, for people.
         incomplete: where rows stand that are not among them, because an input is missing.
+        total: how many there are, if more than these.
     """
 
     x: Array
@@ -62,6 +63,7 @@ class Samples:
     columns: Mapping[tuple[int, int], str]
     place: Callable[[int], str]
     incomplete: Sequence[str] = ()
+    total: int | None = None
 
 
 @dataclass(frozen=True)
