@@ -181,6 +181,8 @@ def export_modules(
     Raises:
         ComponentError: a student that cannot be exported, or a graph that is further than `TOLERANCE` from it.
     """
+    if isinstance(formats, str) or not set(formats) <= set(FORMATS):
+        raise ComponentError(f"formats={formats!r}: expected a list of {' and '.join(map(repr, FORMATS))}")
     if len(site.inputs) != 1:
         raise ComponentError(f"the student reads {sorted(site.inputs)}; students of one input are exported")
     made: list[nn.Module] = [WrittenOut(m, head) if partials else Plain(m, head) for m in modules]
@@ -194,7 +196,9 @@ def export_modules(
         for kind in formats:
             file, run = (_torch if kind == "torch" else _onnx)(graph, samples, directory, names)
             files.append(file)
-            errors[file.name] = _compare(file, names, run(samples), expected)
+            scales = _scales(names, samples, expected)
+            errors[file.name] = _compare(file, names, run(samples), expected, scales)
+            _compare(file, names, run(samples[:1]), [part[:1] for part in expected], scales)  # any B was promised
     described = {
         "input": {"name": "x", "shape": ["B", *samples.shape[1:]], "dtype": str(samples.dtype).removeprefix("torch.")},
         "outputs": names,
@@ -277,13 +281,34 @@ def _onnx(graph: nn.Module, samples: Tensor, directory: Path, names: Sequence[st
     return file, lambda x: [torch.from_numpy(found) for found in session.run(list(names), {"x": x.numpy()})]
 
 
-def _compare(file: Path, names: Sequence[str], found: Sequence[Tensor], expected: Sequence[Tensor]) -> dict[str, float]:
-    """Return the largest difference of each output, relative to the largest number in it; a bad file is removed."""
+def _scales(names: Sequence[str], samples: Tensor, expected: Sequence[Tensor]) -> list[Tensor]:
+    """Return what is large for each component of each output; components may have different units.
+
+    The largest number over the samples, but not less than rounding makes of it: of a partial the range of the value
+    over that of the input, of a value a millionth of the largest one, of a spread the values that it is a difference
+    of.
+    """
+    value = expected[0].abs().amax(0)
+    value = value.clamp_min(1e-6 * float(value.max()) or 1.0)
+    ranges = samples.amax(0) - samples.amin(0)
+    ranges = torch.where(ranges > 0, ranges, float(ranges.max()) or 1.0)
+    spans = (expected[0].amax(0) - expected[0].amin(0)).reshape(-1, *[1] * ranges.ndim)
+    found = []
+    for name, of in zip(names, expected, strict=True):
+        largest = of.abs().amax(0)
+        least = {"value": value, "spread": value, "partials": spans / ranges}[name]
+        scale = torch.maximum(largest, least)
+        found.append(scale.clamp_min(1e-30))
+    return found
+
+
+def _compare(
+    file: Path, names: Sequence[str], found: Sequence[Tensor], expected: Sequence[Tensor], scales: Sequence[Tensor]
+) -> dict[str, float]:
+    """Return the largest difference of each output in parts of its scale; a bad file is removed."""
     errors = {}
-    for name, ours, theirs in zip(names, found, expected, strict=True):
-        # A spread is a difference of values, so that rounding counts beside these.
-        scale = max(theirs.abs().max().item(), expected[0].abs().max().item() if name == "spread" else 0.0) or 1.0
-        errors[name] = (ours - theirs).abs().max().item() / scale
+    for name, ours, theirs, scale in zip(names, found, expected, scales, strict=True):
+        errors[name] = float(((ours - theirs).abs() / scale).max())
         if not errors[name] <= TOLERANCE:
             file.unlink()
             raise ComponentError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import resource
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -100,7 +101,18 @@ CASES = {
     "early stop": (
         "evaluate.every=3", "train.stop={metric: test/sines/value, patience: 2, min_improvement: 0.5}",
     ),
+    "a phase stops early": (
+        "train.phases=[{steps: 15, optimizer: {use: sgd, lr: 0.5}}, {steps: 6, optimizer: {use: lbfgs, max_iter: 3}}]",
+        "evaluate.every=1", "evaluate.best=test/sines/value", "train.ema=0.5",
+        "train.stop={metric: test/sines/value, patience: 6}",
+    ),
+    "members that polish, drops": (
+        "target={use: ensemble, members: 2, of: tabulated}", "train.accumulate=2", "train.batch_size=5",
+        "train.phases=[{steps: 9, optimizer: {use: adam}, schedule: {use: drops, at: [4]}}, "
+        "{steps: 11, optimizer: {use: lbfgs, max_iter: 3}, schedule: {use: cosine}}]",
+    ),
 }  # fmt: skip
+STEPS = {"early stop": 9, "a phase stops early": 13}  # otherwise 20
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -108,7 +120,7 @@ def test_a_run_taken_up_after_any_step_is_the_same_run(tmp_path: Path, name: str
     case = Case(tmp_path, *CASES[name])
     expected, records = case.whole()
     steps = len(list((tmp_path / "checkpoints").iterdir()))
-    assert steps == (19 if name != "early stop" else 9)
+    assert steps == STEPS.get(name, 19)
     for step in range(1, steps + 1):
         trainer, tail = case.trainer()
         summary = trainer.run(case.loaded(step)).summary
@@ -246,6 +258,29 @@ def test_a_full_disk_costs_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-0000000{i}" for i in (1, 2, 3)]
 
 
+def test_a_file_that_may_not_grow_costs_a_warning_too(tmp_path: Path) -> None:
+    """Safetensors itself is refused by the system, not a function in its place."""
+    case = Case(tmp_path, "train.steps=3", "student={use: mlp, hidden: [2000]}")
+    said: list[str] = []
+    trainer, _ = case.trainer(RunDirectory(tmp_path))
+    trainer.recorder = Recorder([], said.append)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        assert trainer.run().status == "finished"
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(said) == 2 and all("no checkpoint could be written ([Errno 27] File too large" in line for line in said)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_steps_are_in_the_order_of_numbers(tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        checkpoint.save(tmp_path, step, {"w": torch.ones(1)}, {}, keep=1)
+    loaded = checkpoint.load_newest(tmp_path, pytest.fail)
+    assert loaded is not None and loaded.step == 100_000_000
+
+
 # -- what can be kept --------------------------------------------------------------------------------------------------
 
 
@@ -258,6 +293,7 @@ def test_nested_state_comes_back_as_it_was(tmp_path: Path) -> None:
         "tied": {"a": shared, "b": shared, "view": shared.T},
         "empty": {"dict": {}, "list": [], "tuple": (), "tensor": torch.zeros(0, 3)},
         "$odd": {"$tensor": "not one"},
+        "like names": {"a.b": torch.zeros(1), "a": {"b": torch.ones(1)}, "n": {1: torch.ones(2), "1": torch.zeros(2)}},
         "0d": torch.tensor(True),
     }
     checkpoint.save(tmp_path, 5, {"w": shared, "same": shared}, kept)

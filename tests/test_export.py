@@ -17,7 +17,7 @@ from sobolev.builtin.students.mlp import MLP
 from sobolev.builtin.students.residual import Residual
 from sobolev.cli import cli
 from sobolev.elementary import ELEMENTARY
-from sobolev.export import WrittenOut, export_modules
+from sobolev.export import WrittenOut, _compare, _scales, export_modules
 from sobolev.heads import HEADS
 
 pytest.importorskip("onnxruntime")
@@ -146,6 +146,29 @@ def test_a_graph_that_disagrees_is_removed(tmp_path: Path) -> None:
     with pytest.raises(ComponentError, match=r"value of the graph is .* from the student's"):
         export_modules([Wrong()], HEADS["identity"], site(1), points().float(), tmp_path, ["torch"], partials=False)
     assert not (tmp_path / "student.pt2").exists()
+
+
+@pytest.mark.parametrize("what", ["value", "partials"])
+def test_a_small_component_that_disagrees_beside_a_large_one(what: str, tmp_path: Path) -> None:
+    x = points()
+    expected = [torch.stack([1e6 * x[:, 0], x[:, 1]], 1), torch.zeros(len(x), 2, 3).double()]
+    expected[1][:, 0, 0], expected[1][:, 1, 1] = 1e6, 1.0
+    found = [part.clone() for part in expected]
+    scales = _scales(["value", "partials"], x, expected)
+    (tmp_path / "graph").touch()
+    assert _compare(tmp_path / "graph", ["value", "partials"], found, expected, scales) == {"value": 0, "partials": 0}
+    if what == "value":
+        found[0][3, 1] *= 1.01
+    else:
+        found[1][3, 1, 1] = 1.01
+    with pytest.raises(ComponentError, match=f"{what} of the graph is 0.0"):
+        _compare(tmp_path / "graph", ["value", "partials"], found, expected, scales)
+
+
+def test_formats_are_checked(tmp_path: Path) -> None:
+    for formats in ("onnx", ["tf"]):
+        with pytest.raises(ComponentError, match="expected a list of 'torch' and 'onnx'"):
+            export_modules([MLP([4], "silu").build(site())], HEADS["identity"], site(), points().float(), tmp_path, formats)
 
 
 RECIPE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import subprocess
 import sys
@@ -360,4 +361,10 @@ def test_export_is_compared_where_the_samples_were(tmp_path: Path) -> None:
     x = np.stack([random.random(30), 1e6 + 1e4 * random.random(30)], axis=1)
     y = np.sin(3 * x[:, 0]) + (x[:, 1] - 1e6) / 1e4
     model = SobolevRegressor(**QUICK, dtype="float32", random_state=0).fit(x, y)
-    assert len(model.export(tmp_path, formats=["torch"])) >= 1
+    *_, described = model.export(tmp_path, formats=["torch"])
+    errors = json.loads(described.read_text())["relative_error"]["student.pt2"]
+    assert max(errors.values()) < 1e-5
+    pd = pytest.importorskip("pandas")
+    named = SobolevRegressor(**QUICK, random_state=0).fit(pd.DataFrame(x, columns=["temp", "pres"]), y)
+    *_, described = named.export(tmp_path, formats=["torch"])
+    assert json.loads(described.read_text())["components"]["x"] == ["temp", "pres"]

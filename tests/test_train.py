@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,29 @@ def test_stops_when_the_named_metric_no_longer_improves(tmp_path: Path) -> None:
     assert records.rows[-1][0] == 9
 
 
+def test_a_phase_that_stops_hands_its_best_student_to_the_next(tmp_path: Path) -> None:
+    changes = (
+        "train.stop={metric: test/sines/value, patience: 3}", "evaluate.every=1", "evaluate.best=test/sines/value",
+        "train.phases=[{steps: 30, optimizer: {use: sgd, lr: 2.0}}, {steps: 4, optimizer: {use: sgd, lr: 1.0e-9}}]",
+    )  # fmt: skip
+    made = experiment(tmp_path, *changes)
+    seen: list[dict[str, Tensor]] = []
+    totals: list[int] = []
+
+    def watch(step: int, steps: int, _: Mapping[str, float]) -> None:
+        seen.append(weights(made))
+        totals.append(steps)
+
+    _, records, outcome = train(tmp_path, made=made, progress=watch)
+    ended = totals.count(34)  # steps of the first phase
+    values = [row["test/sines/value"] for _, row in records.rows if "test/sines/value" in row][:ended]
+    best = values.index(min(values))
+    assert ended == best + 1 + 3 < 30 and outcome.step > ended and set(totals[ended:]) == {ended + 4}
+    for name, weight in seen[ended].items():
+        assert torch.allclose(weight, seen[best][name], atol=1e-6)
+        assert not torch.allclose(weight, seen[ended - 1][name], atol=1e-3)
+
+
 def test_a_metric_that_is_nan_is_no_improvement(tmp_path: Path) -> None:
     made = experiment(tmp_path, "train.stop={metric: m, patience: 3}", "evaluate.every=1", "evaluate.best=m")
     trainer = Trainer(made, HOST.registry)
@@ -246,6 +270,8 @@ def test_combinations_that_make_no_sense_are_refused(tmp_path: Path) -> None:
             Trainer(experiment(tmp_path, "target={use: online}", change), HOST.registry)
     with pytest.raises(ComponentError, match=r"evaluate\.every"):
         Trainer(experiment(tmp_path, "train.stop={metric: test/sines/value}"), HOST.registry)
+    with pytest.raises(ComponentError, match=r"train\.clip and the optimizer lbfgs"):
+        Trainer(experiment(tmp_path, "train.clip=1", "train.optimizer={use: lbfgs}"), HOST.registry)
 
 
 # -- a target that learns ----------------------------------------------------------------------------------------------
@@ -362,6 +388,49 @@ def test_a_broken_student_is_not_skipped_for_ever(tmp_path: Path) -> None:
     made, progress = broken("weight", tmp_path, "train.on_nonfinite=skip")
     with pytest.raises(NonFiniteError, match=r"weight sines\.2\.weight of the student"):
         Trainer(made, HOST.registry, progress=progress).run()
+
+
+MEMBERS = ("target={use: ensemble, members: 2, of: sines}", "train.batch_size=all", "train.log_every=1")
+
+
+def test_members_that_polish_skip_a_step_together(tmp_path: Path) -> None:
+    made = experiment(
+        tmp_path, *MEMBERS, "train.on_nonfinite=skip", "train.steps=4", "train.optimizer={use: lbfgs, max_iter: 3}"
+    )
+    seen: list[dict[str, Tensor]] = []
+    measurer = made.measurers["sines-2"]
+    measure, step = measurer.measure, 0
+
+    def sometimes(points: Any, probe: Any, **options: Any) -> Any:
+        jet = measure(points, probe, **options)
+        return replace(jet, value=jet.value * math.nan) if step == 2 else jet
+
+    def watch(done: int, *_: object) -> None:
+        nonlocal step
+        step = done
+        seen.append(weights(made))
+
+    measurer.measure = sometimes  # type: ignore[method-assign]
+    said: list[str] = []
+    Trainer(made, HOST.registry, recorder=Recorder([], said.append), progress=watch).run()
+    assert len(said) == 1 and "step 2: the loss is not finite" in said[0]
+    assert_same(seen[2], seen[1])
+    for one, other in ((0, 1), (2, 3)):
+        assert all(not torch.equal(seen[one][name], seen[other][name]) for name in seen[0])
+
+
+def test_the_rate_of_members_that_polish_follows_its_schedule(tmp_path: Path) -> None:
+    _, records, _ = train(
+        tmp_path, *MEMBERS, "train.steps=3",
+        "train.optimizer={use: lbfgs, max_iter: 2, lr: 1.0}", "train.schedule={use: drops, at: [1, 2], factor: 0.5}",
+    )  # fmt: skip
+    assert [row["lr"] for _, row in records.rows if "lr" in row] == [0.5, 0.25, 0.25]
+
+
+def test_a_last_update_that_breaks_the_student_is_an_error(tmp_path: Path) -> None:
+    changes = ("train.steps=1", "train.optimizer={use: lbfgs, line_search: none, lr: 1.0e200}")
+    with pytest.raises(NonFiniteError, match=r"step 1: not finite after the update: sines\.0\.weight"):
+        train(tmp_path, *changes)
 
 
 def test_a_target_that_computes_nan_is_found_before_the_first_step(tmp_path: Path) -> None:

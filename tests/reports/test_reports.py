@@ -92,6 +92,20 @@ def test_bars_stand_at_the_median_and_show_every_seed(
             assert low < min(values) and max(values) < high
 
 
+def test_bars_count_seeds_that_diverged(tmp_path: Path, drawn: list[tuple[str, Figure]]) -> None:
+    seeds = {"lost": [np.nan, np.inf, 1.0], "one": [3.0, np.nan, 1.0], "all": [2.0, 3.0, 1.0]}
+    runs = [
+        RunRecord(variant, seed, tmp_path, {"name": "r"}, "finished", {"test/f/value": value})
+        for variant, values in seeds.items()
+        for seed, value in enumerate(values)
+    ]
+    report("bars").draw(runs, tmp_path)
+    (axes,) = panels(drawn[0][1])
+    assert [bar.get_height() for bar in axes.patches] == [3.0, 2.0]  # half of the first arm's are lost
+    assert [text.get_text() for text in axes.texts] == ["2 of 3 not finite", "1 of 3 not finite"]
+    assert [len(line.get_ydata()) for line in axes.lines] == [1, 2, 3]
+
+
 def test_bars_of_a_matrix_are_grouped(
     matrix_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
 ) -> None:

@@ -15,12 +15,15 @@ from sobolev.arrays import ArrayTarget
 from sobolev.builtin.targets.ensemble import ensemble_of
 from sobolev.cli import cli
 from sobolev.evaluate import evaluate
+from sobolev.vocabulary import Batch
 
 LBFGS = {"steps": 2, "optimizer": {"use": "lbfgs", "max_iter": 5}, "batch_size": "all"}
 
 
 def test_members_see_the_same_points_from_different_weights() -> None:
     made = experiment(ensemble_of(ArrayTarget(samples()), 3))
+    points = made.target.points(Batch("train", torch.arange(4)), training=True)
+    assert all(torch.equal(points[name].inputs["x"], samples().x[:4]) for name in made.sites)
     assert list(made.sites) == ["data-1", "data-2", "data-3"]
     assert {site.ensemble for site in made.sites.values()} == {"data"}
     first, second = (made.module[name][0].weight for name in ("data-1", "data-2"))
@@ -44,6 +47,15 @@ def test_metrics_are_those_of_the_mean() -> None:
     errors = (slopes.mean(0).movedim(0, 1) - data.dydx).square().flatten(1).sum(1).mean()
     assert found["validation/data/d/dx"] == pytest.approx(errors.item(), rel=1e-9)
     assert not [name for name in found if "data-" in name]
+
+
+def test_members_are_projected_alike_where_a_derivative_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sobolev.evaluate._PROBES", 1)
+    data = samples(outputs=2)
+    bound = {"evaluate": {"memory": 1}}
+    found = evaluate(experiment(ensemble_of(ArrayTarget(data, data), 3), **bound), "validation")
+    alone = evaluate(experiment(ArrayTarget(data, data), **bound), "validation")
+    assert found.keys() == {*alone, "validation/data/spread"}
 
 
 def test_an_answer_is_shared_by_members_with_the_same_probe() -> None:

@@ -23,6 +23,7 @@ from sobolev.build import build
 from sobolev.builtin.examples import cantilever, pendulum
 from sobolev.builtin.targets.blackbox.pool import Task, check
 from sobolev.builtin.targets.blackbox.results import Result, Results, append
+from sobolev.builtin.targets.ensemble import ensemble_of
 from sobolev.distributed import World
 from sobolev.host import default_host
 from sobolev.recipe.plan import load_plans
@@ -138,6 +139,10 @@ def test_returned_partials_answer_every_probe_and_are_computed_once(tmp_path: Pa
     assert len(calls(tmp_path)) == 9
     assert again.finish(None) == {"evaluations/computed": 0.0, "evaluations/train": 9.0}
     again.close()
+    resumed = ensemble_of(target(tmp_path, "test-quadratic", partials="returned", train=9), 2)
+    resumed.load_state_dict(ensemble_of(made, 2).state_dict())  # a run goes on counting, members or none
+    assert resumed.of.finish(None) == {"evaluations/computed": 9.0, "evaluations/train": 9.0}
+    resumed.close()
 
 
 def test_work_is_shared_by_the_workers(tmp_path: Path, package: Path) -> None:

@@ -412,6 +412,10 @@ def test_a_function_that_returns_its_partials_is_asked(tmp_path: Path, monkeypat
     (report,) = json.loads(done.stdout)
     assert report["partials"][0]["column"] == "ddeflection/dload" and report["samples"] == 80
     assert {p["verdict"] for p in report["partials"]} == {"agrees"}
+    of = CANTILEVER.partition("target:\n")[2].partition("student:")[0].replace("\n  ", "\n    ")
+    recipe.write_text(f"name: r\ntarget:\n  use: ensemble\n  members: 2\n  of:\n  {of}student: mlp\n")
+    done = check(str(recipe), "--json")
+    assert done.exit_code == 0 and json.loads(done.stdout)[0]["partials"] == report["partials"]
 
 
 @pytest.mark.parametrize("where", ["value", "partial"])

@@ -110,12 +110,22 @@ def _values(runs: Sequence[RunRecord], variant: str, metric: str) -> list[float]
 
 def _bar(axes: Axes, place: float, width: float, colour: str, values: list[float]) -> list[float]:
     finite = [value for value in values if np.isfinite(value)]
-    if not finite:
+    if not values:
         axes.text(
             place, 0.5, _MISSING, ha="center", va="center", fontsize=8, transform=axes.get_xaxis_transform(), wrap=False
         )
         return []
-    axes.bar(place, float(np.median(finite)), width=width, color=colour, alpha=0.75, lw=0)
+    if lost := len(values) - len(finite):
+        axes.text(
+            place, 0.97, f"{lost} of {len(values)} not finite", rotation=90, ha="center", va="top", fontsize=7,
+            color="firebrick", transform=axes.get_xaxis_transform(),
+        )  # fmt: skip
+    # A seed without a number is the worst one: the median counts it.
+    middle = float(np.median([*finite, *[np.inf] * lost]))
+    if np.isfinite(middle):
+        axes.bar(place, middle, width=width, color=colour, alpha=0.75, lw=0)
+    if not finite:
+        return []
     spread = np.linspace(-0.2, 0.2, len(finite)) * width if len(finite) > 1 else np.zeros(1)
     size = min(4.0, 14 * width)
     axes.plot(place + spread, finite, "o", ms=size, mfc="white", mec="black", mew=0.2 * size)
