@@ -93,6 +93,10 @@ class SobolevLoss(nn.Module):
         Raises:
             ComponentError: shapes that do not fit, partials that are missing altogether, a negative or infinite weight.
         """
+        for name, given in (("x", x), ("y", y), ("dydx", dydx), ("weight", weight)):
+            if given is not None and not isinstance(given, Tensor) and not (name == "y" and callable(given)):
+                kinds = "a tensor, or a function of x" if name == "y" else "a tensor"
+                raise ComponentError(f"SobolevLoss: {name} is of type {type(given).__name__}, expected {kinds}")
         if weight is not None:
             weight = _weight(weight, x)
         self.calls += 1
@@ -146,7 +150,11 @@ class SobolevLoss(nn.Module):
             return known
         else:  # asked of the teacher: a pass of the module itself could change it (running statistics)
             with torch.no_grad():
-                outputs = y(x[:1]).shape[-1]
+                answer = y(x[:1])
+            if not isinstance(answer, Tensor) or answer.ndim != 2:
+                shape = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+                raise ComponentError(f"SobolevLoss: the teacher returns {shape} for one sample, expected (1, n)")
+            outputs = answer.shape[-1]
         site = Site({"x": shape}, outputs, ("x",))
         self._last = Measurer(module, self.objective.head, site, Policy(steps=0, compile="never"))
         return self._last

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,11 +169,12 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             NonFiniteError: a loss or a weight that became infinite or NaN.
         """
         self._forget()
+        columns = getattr(X, "columns", None)
         X, y = validate_data(self, X, y, multi_output=True, y_numeric=True, dtype=np.float64)
         y = np.asarray(y, dtype=np.float64)
         self._single = y.ndim == 1
         y = y.reshape(len(y), -1)
-        partials = _partials(dydx, X, y, getattr(self, "feature_names_in_", None))
+        partials = _partials(dydx, X, y, columns)
         self._check_options()
         weight = None
         if sample_weight is not None:
@@ -245,8 +247,21 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             ValueError: says which.
         """
-        if self.members < 1:
-            raise ValueError(f"members={self.members!r}: at least one network is trained")
+        whole = {"members": 1, "patience": 1, "adam_steps": 0, "polish_iterations": 0, "batch_size": 1}
+        for name, least in whole.items():
+            given = getattr(self, name)
+            may = (given is None and name not in ("members", "patience")) or (given == "all" and name == "batch_size")
+            number = isinstance(given, Integral) and not isinstance(given, bool)
+            if not may and not (number and given >= least):
+                raise ValueError(f"{name}={given!r}: expected a whole number of at least {least}")
+        for name in ("derivative_weight", "learning_rate"):
+            given = getattr(self, name)
+            if (
+                not isinstance(given, Real)
+                or not 0 <= float(given) < np.inf
+                or (given == 0 and name == "learning_rate")
+            ):
+                raise ValueError(f"{name}={given!r}: expected a number {'of at least' if given == 0 else 'above'} 0")
         if isinstance(self.hidden, int):
             raise ValueError(f"hidden={self.hidden!r}: expected the units of every layer, such as ({self.hidden},)")
         if self.regime == "trend" and self.adam_steps == 0:
@@ -439,7 +454,7 @@ def _partials(dydx: Any, X: np.ndarray, y: np.ndarray, names: Any) -> np.ndarray
     """
     if dydx is None:
         return None
-    if hasattr(dydx, "columns") and names is not None and set(map(str, dydx.columns)) == set(names):
+    if hasattr(dydx, "columns") and names is not None and set(dydx.columns) == set(names):
         dydx = dydx[list(names)]
     if isinstance(dydx, np.ma.MaskedArray):
         dydx = np.ma.filled(dydx.astype(np.float64), np.nan)

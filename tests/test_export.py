@@ -168,7 +168,7 @@ def test_a_small_component_that_disagrees_beside_a_large_one(what: str, tmp_path
 def test_formats_are_checked(tmp_path: Path) -> None:
     for formats in ("onnx", ["tf"]):
         with pytest.raises(ComponentError, match="expected a list of 'torch' and 'onnx'"):
-            export_modules([MLP([4], "silu").build(site())], HEADS["identity"], site(), points().float(), tmp_path, formats)
+            export_modules([nn.Linear(3, 2)], HEADS["identity"], site(), points().float(), tmp_path, formats)
 
 
 RECIPE = """

@@ -304,3 +304,15 @@ def test_the_documentation_runs() -> None:
 def test_what_is_wrong_with_an_option_is_said_as_of_a_recipe(options: dict[str, object], said: str) -> None:
     with pytest.raises(RecipeError, match=said):
         SobolevLoss(**options)  # type: ignore[arg-type]
+
+
+def test_what_is_no_tensor_is_named() -> None:
+    module, (x, y, dydx) = net(), samples()
+    for given, told in (
+        ((x, y.numpy(), dydx), "y is of type ndarray, expected a tensor, or a function of x"),
+        ((x, y, dydx.tolist()), "dydx is of type list, expected a tensor"),
+        ((x, y, dydx, [1.0] * 6), "weight is of type list, expected a tensor"),
+        ((x, lambda x: x[:, 0]), r"the teacher returns (1,) for one sample, expected (1, n)"),
+    ):
+        with pytest.raises(ComponentError, match=re.escape(told)):
+            SobolevLoss()(module, *given)  # type: ignore[arg-type]

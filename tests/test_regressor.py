@@ -254,6 +254,8 @@ def test_partials_of_a_data_frame_are_taken_by_name_and_masks_count() -> None:
     assert np.array_equal(turned.predict(frame), expected)
     other = SobolevRegressor(**options).fit(frame, y, partials.set_axis(["dy/da", "dy/db"], axis=1))
     assert np.array_equal(other.predict(frame), expected)
+    numbered = pandas.DataFrame(x, columns=[0, 1]), pandas.DataFrame(flat[:, ::-1], columns=[1, 0])
+    assert np.array_equal(SobolevRegressor(**options).fit(numbered[0], y, numbered[1]).predict(x), expected)
 
     holed = flat.copy()
     holed[:5, 0] = np.nan
@@ -267,7 +269,7 @@ def test_partials_of_a_data_frame_are_taken_by_name_and_masks_count() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"members": 0}, "members=0: at least one"),
+        ({"members": 0}, "members=0: expected a whole"),
         ({"hidden": 16}, r"such as \(16,\)"),
         ({"adam_steps": 0, "regime": "trend"}, "nothing to train"),
         ({"adam_steps": 0, "polish_iterations": 0}, "nothing to train"),
@@ -368,3 +370,22 @@ def test_export_is_compared_where_the_samples_were(tmp_path: Path) -> None:
     named = SobolevRegressor(**QUICK, random_state=0).fit(pd.DataFrame(x, columns=["temp", "pres"]), y)
     *_, described = named.export(tmp_path, formats=["torch"])
     assert json.loads(described.read_text())["components"]["x"] == ["temp", "pres"]
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"members": 2.0}, "members=2.0: expected a whole number of at least 1"),
+        ({"members": 0}, "members=0: expected a whole number of at least 1"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number of at least 1"),
+        ({"polish_iterations": -1}, "polish_iterations=-1: expected a whole number of at least 0"),
+        ({"adam_steps": -1}, "adam_steps=-1: expected a whole number of at least 0"),
+        ({"patience": 0}, "patience=0: expected a whole number of at least 1"),
+        ({"learning_rate": 0}, "learning_rate=0: expected a number"),
+        ({"derivative_weight": -1.0}, "derivative_weight=-1.0: expected a number"),
+    ],
+)
+def test_options_that_make_no_sense_are_named(options: dict[str, Any], told: str) -> None:
+    x, y, dydx = data(outputs=1)
+    with pytest.raises(ValueError, match=told):
+        SobolevRegressor(**options).fit(x, y, dydx)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from pathlib import Path
@@ -101,6 +102,10 @@ def cli(plugins_dir: Path | None, trace_hooks: bool) -> None:
     """  # noqa: D301
 
 
+_OF_PLACES = (errno.EACCES, errno.EROFS, errno.ENOSPC, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
+"""What is said where a folder that the user named cannot be written to."""
+
+
 def main() -> None:
     """Run the command line; a user's mistake is shown without a traceback, exit code 2."""
     try:
@@ -112,5 +117,10 @@ def main() -> None:
         sys.exit(error.exit_code)
     except SobolevError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in _OF_PLACES or not error.filename:
+            raise
+        click.echo(f"error: {error.filename}: {error.strerror}; name a place that can be written to", err=True)
         sys.exit(2)
     sys.exit(code if isinstance(code, int) else 0)

@@ -90,7 +90,10 @@ def predict(run: Path, data: Path, output: Path | None, site: str | None) -> Non
     if spread is not None:
         parts.append(spread.value)
         head += [f"spread {o}" for o in outputs]
-    stream = output.open("w", newline="") if output else sys.stdout
+    try:
+        stream = output.open("w", newline="") if output else sys.stdout
+    except OSError as error:
+        raise click.UsageError(f"--output {output}: cannot be written: {error.strerror}") from None
     writer = csv.writer(stream)
     writer.writerow(head)
     for of_row in zip(*(part.tolist() for part in parts), strict=True):

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from sobolev import load
-from sobolev.cli import cli
+from sobolev.cli import cli, main
 from sobolev.cli.display import RichDisplay
 from sobolev.errors import ComponentError, DataError, RecipeError
 from sobolev.tables import read_numbers, split_unit
@@ -76,6 +76,21 @@ def test_predictions_are_no_parquet_file(trained: tuple[Path, Result]) -> None:
     result = CliRunner().invoke(cli, ["predict", str(run), str(folder / "t.csv"), "-o", str(folder / "p.parquet")])
     assert result.exit_code == 2 and "predictions are written as CSV; name the file .csv" in result.output
     assert not (folder / "p.parquet").exists()
+    for place in (folder, folder / "none" / "p.csv"):
+        result = CliRunner().invoke(cli, ["predict", str(run), str(folder / "t.csv"), "-o", str(place)])
+        assert result.exit_code == 2 and f"--output {place}: cannot be written: " in result.output
+
+
+def test_a_place_that_cannot_be_written_to_is_a_mistake(
+    trained: tuple[Path, Result], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = trained
+    (folder / "file").touch()
+    run = folder / "runs" / "small" / "default" / "seed-0"
+    monkeypatch.setattr("sys.argv", ["sobolev", "export", str(run), "-o", str(folder / "file"), "--values-only"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and f"error: {folder / 'file'}: File exists; name a place" in capsys.readouterr().err
 
 
 def test_a_single_seed_has_no_standard_deviation(trained: tuple[Path, Result]) -> None:

@@ -308,9 +308,18 @@ def test_checks_of_returned_values() -> None:
     for returned, message in (
         (1.0, r"must return \(value, partials\)"),
         ((1.0, [1, 2, 3]), r"partials of shape \(3,\)"),
+        ((None, [1, 2]), "returned None as value: is there a 'return'"),
+        ((1.0 + 1e-9j, [1, 2]), "complex value"),
+        ((1.0, [1, 2j]), "complex partials"),
+        (("high", [1, 2]), "value that holds no numbers: 'high'"),
+        ((1.0, [[1], [2, 3]]), "partials of uneven lengths"),
     ):
         with pytest.raises(ValueError, match=message):
             check(returned, task)
+    assert check((torch.tensor(1.0), [torch.tensor(1.0), 2]), task) == Result((1.0,), ((1.0, 2.0),))
+    values = Task("f", ("a", "b"), ("u",), False, Path())
+    with pytest.raises(ValueError, match=r"returned two things, as \(value, partials\): set 'partials: returned'"):
+        check((1.0, [1, 2]), values)
 
 
 @pytest.mark.parametrize("x", [[1000.0, 2.0, 40.0, 80.0], [300.0, 0.7, 25.0, 30.0]])

@@ -151,6 +151,54 @@ def test_arrays_of_npz_are_columns(tmp_path: Path) -> None:
     assert made.axes("table").inputs == ["x[0]", "x[1]"] and made.columns.partials[1, 0] == "dydx[1,0]"
     with pytest.raises(DataError, match=r"'dydx' holds 4 numbers per sample, not 1 x 2 \(values x inputs\)"):
         target(tmp_path, "a.npz", inputs="x", values="y[0]", partials="dydx")
+    np.savez(tmp_path / "a.npz", x=array[:, :3], y=array[:, 2:4], dydx=array[:, 2:].reshape(-1, 3, 2))
+    with pytest.raises(DataError, match=r"'dydx' has the shape \(N, 3, 2\), expected \(N, 2, 3\): samples, values"):
+        target(tmp_path, "a.npz", inputs="x", values="y", partials="dydx")
+
+
+def test_a_part_of_the_values_and_inputs_may_be_used(tmp_path: Path) -> None:
+    file = write(tmp_path, "csv", numbers())
+    made = target(tmp_path, file, inputs=["x"], values="u", partials="d{output}/d{input}")
+    assert made.columns.partials == {(0, 0): "du/dx"}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"inputs": ["t", "t", "x"]}, "inputs: 't' is named twice"),
+        ({"partials": {"u": {"t": "du/dt", "x": "du/dt"}}},
+         "column 'du/dt' is the partial of 'u' by 't' and the partial of 'u' by 'x' at the same time"),
+        ({"values": ["u", "v"], "partials": {"u": {"t": "v"}}},
+         "column 'v' is the value 'v' and the partial of 'u' by 't' at the same time"),
+    ],
+)  # fmt: skip
+def test_a_column_plays_one_part(options: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=re.escape(told)):
+        target(tmp_path, write(tmp_path, "csv", numbers()), **options)
+
+
+def test_inputs_that_float32_does_not_tell_apart(tmp_path: Path) -> None:
+    seconds = np.linspace(0, 60, 30)
+    rows = np.stack([1.7e9 + seconds, np.sin(seconds), np.cos(seconds)], 1).tolist()
+    write_csv(tmp_path / "a.csv", rows, ["t", "u", "du/dt"])
+    roles = {"inputs": "t", "values": "u", "partials": "d{output}/d{input}"}
+    with pytest.raises(DataError, match=r"column 't' runs from .* float32 tells apart in 1 step: set 'dtype: "):
+        target(tmp_path, "a.csv", dtype=torch.float32, **roles)
+    assert target(tmp_path, "a.csv", dtype=torch.float64, **roles).size("train") == 30
+    write_csv(tmp_path / "a.csv", [[2e5 + a - 1.7e9, b, c] for a, b, c in rows], ["t", "u", "du/dt"])
+    said: list[str] = []
+    target(tmp_path, "a.csv", dtype=torch.float32, said=said, **roles)
+    assert "warning: " in said[0] and "column 't' runs from 200000 to 200060" in said[0]
+    write_csv(tmp_path / "a.csv", [[1.7e9, b, c] for _, b, c in rows], ["t", "u", "du/dt"])
+    said.clear()
+    target(tmp_path, "a.csv", dtype=torch.float32, said=said, **roles)
+    assert not any("warning" in line for line in said)  # a constant is one
+
+
+def test_weights_that_are_all_zero(tmp_path: Path) -> None:
+    write_csv(tmp_path / "a.csv", [[float(i), 2.0 * i, 0.0] for i in range(5)], ["x", "u", "w"])
+    with pytest.raises(DataError, match="column 'w': the weight of every sample is 0"):
+        target(tmp_path, "a.csv", inputs="x", values="u", partials=None, weights={"samples": "w"})
 
 
 def test_patterns_select_in_the_order_of_the_file(tmp_path: Path) -> None:

@@ -62,13 +62,16 @@ class Surface(Report):
     def _figure(self, cells: Mapping[str, str], members: Sequence[tuple[str, RunRecord]], directory: Path) -> Path:
         columns = _columns(members)
         figure = Figure(figsize=(4.2 * len(columns), 8.2))
-        shown = columns[0][1]["value"]  # the target gives the scale of all
-        low, high = float(shown.min()), float(shown.max())
+        # The target gives the scale of all; where it cannot be asked, all of them together.
+        scaling = columns[:1] if columns[0][0] == "target" else columns
+        low = min(float(data["value"].min()) for _, data in scaling)
+        high = max(float(data["value"].max()) for _, data in scaling)
         high = high if high > low else low + 1.0
         for i, (title, data) in enumerate(columns):
             self._surface(figure, len(columns), i, title, data, low, high)
             self._field(figure, len(columns), i, data, low, high)
-        figure.subplots_adjust(left=0.05, right=0.97, bottom=0.07, top=0.93, wspace=0.2, hspace=0.08)
+        left = max(0.05, 0.75 / (4.2 * len(columns)))  # room for a name with its unit
+        figure.subplots_adjust(left=left, right=0.97, bottom=0.07, top=0.93, wspace=0.2, hspace=0.08)
         if cells:
             figure.suptitle(cell_name(cells), fontsize=12)
         return save(figure, directory, "-".join(["surface", *cells.values()]))

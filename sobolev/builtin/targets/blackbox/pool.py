@@ -108,12 +108,14 @@ def check(returned: Any, task: Task) -> Result:
         if not isinstance(returned, tuple) or len(returned) != 2:
             raise ValueError(f"it must return (value, partials), not {type(returned).__name__} ('partials: returned')")
         returned, partials = returned
-    value = np.asarray(returned, dtype=np.float64)
+    elif isinstance(returned, tuple) and len(returned) == 2 and np.ndim(returned[1]) > np.ndim(returned[0]):
+        raise ValueError("it returned two things, as (value, partials): set 'partials: returned', or return values")
+    value = _numbers(returned, "value")
     if value.size != m:
         raise ValueError(f"it returned a value of shape {value.shape}, not {m} numbers ({', '.join(task.outputs)})")
     rows = None
     if partials is not None:
-        jacobian = np.asarray(partials, dtype=np.float64)
+        jacobian = _numbers(partials, "partials")
         if jacobian.shape != (m, d) and not (m == 1 and jacobian.shape == (d,)):
             raise ValueError(f"it returned partials of shape {jacobian.shape}, not {(m, d)} (outputs, inputs)")
         rows = tuple(tuple(row) for row in jacobian.reshape(m, d).tolist())
@@ -121,6 +123,28 @@ def check(returned: Any, task: Task) -> Result:
     if not all(map(math.isfinite, numbers)):
         raise ValueError(f"it returned a number that is not finite: {numbers}")
     return Result(tuple(value.ravel().tolist()), rows)
+
+
+def _numbers(returned: Any, what: str) -> Any:
+    """Return real numbers as an array.
+
+    Raises:
+        ValueError: something else.
+    """
+    import numpy as np
+
+    if returned is None:
+        raise ValueError(f"it returned None as {what}: is there a 'return'?")
+    try:
+        array = np.asarray(returned)
+    except ValueError:
+        raise ValueError(f"it returned {what} of uneven lengths: {returned!r}"[:200]) from None
+    if array.dtype.kind == "c":
+        raise ValueError(f"it returned complex {what}: return the real part, or both parts as two values")
+    try:
+        return array.astype(np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"it returned {what} that holds no numbers: {returned!r}"[:200]) from None
 
 
 # -- in a worker -------------------------------------------------------------------------------------------------------

@@ -60,10 +60,28 @@ def assign(
         found = _by_pattern(table, partials, named_inputs, outputs, faults)
     else:
         found = _by_array(table, partials, named_inputs, outputs, faults)
+    _check_roles(table, named_inputs, outputs, found, faults)
     for what, column in (("weights.samples", weight), ("split", label)):
         if column is not None and column not in table.names:
             faults.add(f"{table.file}: {what}: {_absent(table, column)}")
     return Columns(tuple(named_inputs), tuple(outputs), found, weight, label)
+
+
+def _check_roles(
+    table: TableFile,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    partials: Mapping[tuple[int, int], str],
+    faults: Faults,
+) -> None:
+    """Note columns of partials that are something else as well."""
+    seen: dict[str, str] = {name: f"the input {name!r}" for name in inputs}
+    seen |= {name: f"the value {name!r}" for name in outputs}
+    for (o, i), column in partials.items():
+        part = f"the partial of {outputs[o]!r} by {inputs[i]!r}"
+        if column in seen:
+            faults.add(f"{table.file}: partials: column {column!r} is {seen[column]} and {part} at the same time")
+        seen[column] = part
 
 
 def _absent(table: TableFile, name: str) -> str:
@@ -73,7 +91,10 @@ def _absent(table: TableFile, name: str) -> str:
 def _select(table: TableFile, part: str, wanted: str | Sequence[str], faults: Faults) -> list[str]:
     """Return the columns that names, arrays and patterns (``x*``) select, in the order of the file for patterns."""
     found: list[str] = []
-    for name in [wanted] if isinstance(wanted, str) else wanted:
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in dict.fromkeys(name for name in names if names.count(name) > 1):
+        faults.add(f"{table.file}: {part}: {name!r} is named twice")
+    for name in names:
         if name in table.names:
             matches = [name]
         elif name in table.arrays:
@@ -148,6 +169,9 @@ def _by_pattern(
         if column in roles or match is None:
             continue
         parts = match.groupdict()
+        # Of a value or an input that the table has, and that is not used here, nothing is wanted.
+        if all(part in inputs or part in outputs or part in table.names for part in parts.values()):
+            continue
         if parts.get("output", outputs[0] if outputs else "") in outputs and parts["input"] not in inputs:
             faults.add(f"{table.file}: partials: column {column!r}: {parts['input']!r} is none of the inputs")
         elif "output" in parts and parts["input"] in inputs and parts["output"] not in outputs:
@@ -169,6 +193,14 @@ def _by_array(
         faults.add(
             f"{table.file}: partials: {name!r} holds {len(columns)} numbers per sample, not {len(outputs)} x "
             f"{len(inputs)} (values x inputs)"
+        )
+        return {}
+    expected = (len(outputs), len(inputs))
+    shape = table.shapes.get(name, expected)
+    if len(shape) > 1 and shape != expected:
+        faults.add(
+            f"{table.file}: partials: {name!r} has the shape (N, {', '.join(map(str, shape))}), expected "
+            f"(N, {expected[0]}, {expected[1]}): samples, values, inputs"
         )
         return {}
     pairs = [(i, j) for i in range(len(outputs)) for j in range(len(inputs))]

@@ -82,6 +82,7 @@ class TableFile:
         names: names of the columns, without units.
         units: units by name, where the file gives them (``x [m]`` in a header, ``unit`` in Parquet's metadata).
         arrays: names of arrays with several columns (NPZ) -> their columns.
+        shapes: of these arrays, without the samples.
     """
 
     def __init__(self, file: Path) -> None:
@@ -89,6 +90,7 @@ class TableFile:
         self.names: tuple[str, ...] = ()
         self.units: dict[str, str] = {}
         self.arrays: dict[str, list[str]] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
 
     def chunks(
         self, numbers: Sequence[str], texts: Sequence[str], kind: np.dtype[Any], faults: Faults
@@ -358,6 +360,7 @@ class _Npz(TableFile):
             self._columns |= {label: (name, position) for position, label in enumerate(labels)}
             if len(shape) > 1:
                 self.arrays[name] = labels
+                self.shapes[name] = shape[1:]
             self._rows = max(self._rows, shape[0])
         self.names = tuple(self._columns)
 

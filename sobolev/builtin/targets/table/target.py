@@ -29,6 +29,7 @@ SITE = "table"
 _KEY: Key = ("x",)
 SPLITS = ("train", "validation", "test")
 _CARD = "table.json"
+_COARSE, _TOO_COARSE = 10_000, 200  # different numbers over the range of an input, about which something is said
 
 
 class Table(Target):
@@ -86,6 +87,7 @@ class Table(Target):
         self._weigh()
         self._rows = self._split(path)
         self._box()
+        self._check_numbers(path)
         if context.world.first:
             self._tell(path)
 
@@ -155,6 +157,35 @@ class Table(Target):
     def _box(self) -> None:
         d, summary = len(self.columns.inputs), self.store.summary
         self._low, self._high = summary.low[:d], summary.high[:d]
+
+    def _check_numbers(self, path: Path) -> None:
+        """Look for inputs that a precision does not tell apart, and for samples that do not count.
+
+        Raises:
+            DataError: an input that has hardly any different numbers left; weights that are all 0.
+        """
+        step = torch.finfo(self.context.dtype).eps * np.maximum(np.abs(self._low), np.abs(self._high))
+        doubtful = np.flatnonzero(np.subtract(self._high, self._low) < _COARSE * step)
+        if len(doubtful):  # what is equal now may not have been in the file
+            names = [self.columns.inputs[i] for i in doubtful]
+            exact = next(iter(open_table(path).chunks(names, (), np.dtype(np.float64), Faults()))).numbers
+            for name, column, width in zip(names, exact.T, step[doubtful], strict=True):
+                low, high = float(np.nanmin(column)), float(np.nanmax(column))
+                if low < high < low + _COARSE * width:
+                    self._say_coarse(path, name, low, high, (high - low) / width)
+        if self.columns.weight is not None and self.store.summary.high[-1] == 0:
+            raise DataError(f"{path}: column {self.columns.weight!r}: the weight of every sample is 0")
+
+    def _say_coarse(self, path: Path, name: str, low: float, high: float, steps: float) -> None:
+        text = (
+            f"{path}: column {name!r} runs from {low:.10g} to {high:.10g}, which "
+            f"{str(self.context.dtype).removeprefix('torch.')} tells apart in {plural(max(1, round(steps)), 'step')}: "
+            "set 'dtype: float64', or subtract an offset"
+        )
+        if steps < _TOO_COARSE:
+            raise DataError(text)
+        if self.context.world.first:
+            self.context.say(f"warning: {text}")
 
     def _tell(self, path: Path) -> None:
         """Say what was found, and what is missing."""
