@@ -194,6 +194,24 @@ def test_surface_draws_one_figure_per_cell(
     assert report("surface", seed=9).draw(matrix_runs, tmp_path) == []
 
 
+def test_surfaces_without_a_target_share_one_scale(
+    plain_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
+) -> None:
+    runs, highest = [], []
+    for run in (plain_runs[0], plain_runs[-1]):
+        with np.load(run.directory / "records/surface.npz") as stored:
+            arrays = {name: stored[name] for name in stored.files if not name.startswith("target")}
+        folder = tmp_path / run.variant
+        (folder / "records").mkdir(parents=True)
+        arrays["value"] = arrays["value"] + 10 * len(runs)
+        np.savez(folder / "records/surface.npz", **arrays)
+        highest.append(float(arrays["value"].max()))
+        runs.append(replace(run, directory=folder, seed=0))
+    report("surface").draw(runs, tmp_path)
+    solid = [axes for axes in drawn[0][1].axes if axes.name == "3d"]
+    assert len(solid) == 2 and {axes.get_zlim()[1] for axes in solid} == {max(highest)}
+
+
 def test_parity_shows_student_against_target(
     plain_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
 ) -> None:

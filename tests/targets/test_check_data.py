@@ -454,3 +454,61 @@ def test_of_a_large_table_a_random_part_is_looked_at(tmp_path: Path, monkeypatch
     monkeypatch.setattr(module, "_ROWS", 200_000)
     found = json.loads(CliRunner().invoke(cli, ["check-data", str(tmp_path / "d.csv"), "--json"]).output)
     assert found[0]["samples"] == found[0]["of"] == 6997
+
+
+def bump(x: Array) -> tuple[Array, Array]:
+    y = np.exp(-50 * (x**2).sum(1))
+    return y, -100 * x * y[:, None]
+
+
+def logarithms(x: Array) -> tuple[Array, Array]:
+    x[:] = np.exp(6 * x)
+    return np.log(x).sum(1), 1 / x
+
+
+def quotient(x: Array) -> tuple[Array, Array]:
+    x[:] = 0.505 + 0.495 * x
+    return x[:, 1] / x[:, 0], np.stack([-x[:, 1] / x[:, 0] ** 2, 1 / x[:, 0]], 1)
+
+
+def plane(x: Array) -> tuple[Array, Array]:
+    x[:] = x.round(4)
+    return (3 * x[:, 0] - 2 * x[:, 1] + 1).round(6), np.tile([3.0, -2.0], (len(x), 1))
+
+
+def hinge(x: Array) -> tuple[Array, Array]:
+    return np.maximum(x[:, 0] - 0.6, 0) * 10 + x[:, 1], np.stack([10.0 * (x[:, 0] > 0.6), np.ones(len(x))], 1)
+
+
+@pytest.mark.parametrize("rows", [20, 60, 300])
+@pytest.mark.parametrize("made", [bump, logarithms, quotient, plane, hinge])
+def test_what_the_samples_do_not_resolve_is_not_called_wrong(
+    made: Callable[[Array], tuple[Array, Array]], rows: int
+) -> None:
+    for seed in range(3):
+        x = np.random.default_rng(seed).uniform(-1, 1, (rows, 2))
+        y, g = made(x)
+        found = diagnose(samples(x, y[:, None], g[:, None]))
+        assert not [problem.message for problem in found.problems], (seed, found.agreements)
+
+
+@pytest.mark.parametrize("rows", [60, 100, 400])
+@pytest.mark.parametrize("inputs", [[0], [1], [0, 1]])
+def test_columns_swapped_between_values(inputs: list[int], rows: int) -> None:
+    r = np.random.default_rng(rows)
+    a, b = r.uniform(-1, 1, rows), r.uniform(0, 2, rows)
+    y = np.stack([np.sin(2 * a) * b + b**2, a * b], 1)
+    g = np.stack([np.stack([2 * np.cos(2 * a) * b, np.sin(2 * a) + 2 * b], 1), np.stack([b, a], 1)], 1)
+    assert not diagnose(samples(np.stack([a, b], 1), y, g)).problems
+    g[:, :, inputs] = g[:, ::-1, inputs]
+    found = diagnose(samples(np.stack([a, b], 1), y, g))
+    said = sorted(problem.message for problem in found.problems)
+    assert said == [f"columns 'du/d{'ab'[i]}' and 'dv/d{'ab'[i]}' are swapped" for i in inputs]
+
+
+def test_a_coefficient_that_is_off_is_not_said_to_agree() -> None:
+    x = np.random.default_rng(0).uniform(-1, 1, (30, 2))
+    y, g = np.sin(8 * x[:, 0]) + x[:, 1], np.stack([8 * np.cos(8 * x[:, 0]), np.ones(30)], 1)
+    for agreement in diagnose(samples(x, y[:, None], g[:, None])).agreements:
+        b, e = agreement.coefficient, agreement.error
+        assert agreement.verdict != "agrees" or b != b or 1 / 1.4 < b < 1.4 or abs(b - 1) < 3 * e

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,12 @@ Array = NDArray[np.float64]
 _POOL = 50_000  # samples among which neighbours are looked for
 _ASKED = 1500  # samples whose neighbours are looked at
 _FACTOR = 1.4  # a coefficient nearer to 1 may be the curvature of the function
+_LARGE = 10.0  # a factor that is told whatever the samples are
+_ROUGH = 1.5  # times their size by which partials differ between neighbours, with which smaller ones are not told
 _SURE = 6.0  # standard errors
+_VAGUE = 0.5  # standard error of a coefficient that says nothing
 _CIRCLE = 5  # columns of which all orders are tried
+_SIDES = 6  # inputs along which halves of the samples are compared
 _FEW = 40  # samples, with which a column is not called unrelated
 _KNOWN_FACTORS = {
     1e3: "a factor of 1000 (kilo or milli)", 1e6: "a factor of 10^6 (mega or micro)", 1e2: "a factor of 100 (percent)",
@@ -129,8 +133,9 @@ def diagnose(samples: Samples, seed: int = 0) -> Diagnosis:
     pairs = _pairs(samples.x, seed)
     noise = {}
     slots = [_slot(samples, o, pairs) for o in range(len(samples.outputs))]
+    crossed = _crossed(samples, slots, pairs)
     for o in range(len(slots)):
-        noise[o] = _examine(samples, o, pairs, slots, found)
+        noise[o] = _examine(samples, o, pairs, slots, crossed.get(o, {}), found)
     _duplicates(samples, noise, found)
     _merge_swaps(found)
     return found
@@ -288,6 +293,7 @@ class _Problem:
         distance: ``(P,)`` in units of its median.
         step: ``(P, d)`` differences of inputs.
         middle: ``(P, d)`` the points between.
+        jumps: ``(P, c)`` by how much a partial differs between the two, times the step.
         keep: ``(all pairs,)`` which pairs these are.
     """
 
@@ -301,7 +307,13 @@ class _Problem:
     distance: Array
     step: Array
     middle: Array
+    jumps: Array
     keep: NDArray[np.bool_]
+
+    def part(self, pairs: NDArray[np.bool_]) -> _Problem:
+        """Return the same for some of the pairs."""
+        arrays = ("terms", "nuisance", "change", "weight", "cluster", "distance", "step", "middle", "jumps")
+        return replace(self, **{name: getattr(self, name)[pairs] for name in arrays})
 
     def fit(self, terms: Array | None = None, curved: bool = False, change: Array | None = None) -> _Fit:
         """Fit coefficients of terms and nuisances; ``curved`` allows the rule's error, which grows with distance^2."""
@@ -345,6 +357,7 @@ def _problem(samples: Samples, o: int, slot: Array, pairs: _Pairs, flat: Sequenc
         distance / np.median(distance),
         step,
         middle,
+        (samples.partials[pairs.second, o] - samples.partials[pairs.first, o])[keep][:, inputs] * step[:, inputs],
         keep,
     )
 
@@ -358,7 +371,9 @@ def _weights(change: Array, distance: Array, cluster: NDArray[np.int64]) -> Arra
     return weights
 
 
-def _examine(samples: Samples, o: int, pairs: _Pairs, slots: Sequence[Array], found: Diagnosis) -> float:
+def _examine(
+    samples: Samples, o: int, pairs: _Pairs, slots: Sequence[Array], crossed: Mapping[int, str], found: Diagnosis
+) -> float:
     """Judge the columns of one output; returns the noise of its values, as far as neighbours show it."""
     recorded = [i for i in range(len(samples.inputs)) if (o, i) in samples.columns]
     if not recorded:
@@ -379,7 +394,12 @@ def _examine(samples: Samples, o: int, pairs: _Pairs, slots: Sequence[Array], fo
     for c in _suspects(problem, free):
         judged[c].verdict = "suspect"
     before = len(found.findings)
-    _explain(samples, o, problem, slots, free, judged, found)
+    _explain(samples, o, problem, slots, free, crossed, judged, found)
+    for agreement in judged:
+        b, e = agreement.coefficient, agreement.error
+        off = not 1 / _FACTOR < b < _FACTOR and abs(b - 1) > 3 * e
+        if agreement.verdict == "agrees" and (off or e > _VAGUE):
+            agreement.verdict = "undecided"
     let_off = [c for c, agreement in enumerate(judged) if agreement.verdict in ("agrees", "undecided")]
     rounded = [c for c in let_off if _rounded(samples, o, problem.inputs[c])]
     for c in rounded:  # a coefficient of rounding errors says nothing
@@ -441,7 +461,7 @@ def _suspects(problem: _Problem, free: _Fit) -> list[int]:
         off = []
         for fit in (free, curved):
             b, e = float(fit.coefficients[c]), float(fit.errors[c])
-            off.append((b <= 0 or max(b, 1 / b) > _FACTOR * few) and abs(b - 1) > _SURE * few * e)
+            off.append((b <= 0 or max(b, 1 / b) > _FACTOR) and abs(b - 1) > _SURE * few * e)
         idle = abs(free.coefficients[c]) <= 3 * free.errors[c]
         if off[0] and idle and _left_by_slopes(problem, c, free) < 0.25:
             found.append(c)
@@ -459,12 +479,14 @@ def _explain(
     problem: _Problem,
     slots: Sequence[Array],
     free: _Fit,
+    crossed: Mapping[int, str],
     judged: list[Agreement],
     found: Diagnosis,
 ) -> None:
     """Say what is wrong with the suspects of one output; those that cannot be explained are let off."""
     suspects = [c for c, agreement in enumerate(judged) if agreement.verdict == "suspect"]
     foreign = _foreign(samples, o, problem, slots, suspects, free)
+    foreign |= {c: crossed[i] for c, i in enumerate(problem.inputs) if i in crossed}
     for c, column in {**foreign, **_permuted(problem, slots[o], suspects, free)}.items():
         judged[c].verdict = "swapped"
         text = f"{judged[c].column!r} does not fit the values in its place, {column!r} does"
@@ -474,7 +496,8 @@ def _explain(
             if judged[c].verdict == "suspect":
                 judged[c].verdict = "undecided"
         return
-    sure = [c for c in suspects if _certain(problem, c, free)]
+    tests = (_certain, _steady, _resolved)
+    sure = [c for c in suspects if all(test(problem, c, free) for test in tests)]
     for c in suspects:
         judged[c].verdict = "undecided" if c not in sure else judged[c].verdict
     scaled = _scaled(samples, o, problem, free, sure)
@@ -526,6 +549,42 @@ def _certain(problem: _Problem, c: int, free: _Fit) -> bool:
     return share > (max(0.5, min(0.9, b + 0.25)) if b < 1 else 0.5)
 
 
+def _steady(problem: _Problem, c: int, free: _Fit) -> bool:
+    """Return whether a coefficient is off everywhere: among near pairs and far ones, where it is steep and where not.
+
+    A wrong factor is. Where the samples are too far apart for the function the coefficients are any number, and
+    another one in every part of the samples.
+    """
+    b = float(free.coefficients[c])
+    steep = np.abs(problem.terms[:, c]) / np.maximum(np.abs(problem.step[:, problem.inputs[c]]), 1e-300)
+    sides = [problem.distance, steep, *problem.middle.T[:_SIDES]]
+    for side in sides:
+        upper = side > np.median(side)
+        for half in (upper, ~upper):
+            part = problem.part(half)
+            if len(part.change) < 4 * (part.terms.shape[1] + part.nuisance.shape[1]):
+                continue
+            fit = part.fit()
+            here, error = float(fit.coefficients[c]), float(fit.errors[c])
+            if error > 0.25 * abs(here):
+                continue
+            if here * b <= 0 or (b > 0 and np.log(here) / np.log(b) < 0.5):
+                return False
+    return True
+
+
+def _resolved(problem: _Problem, c: int, free: _Fit) -> bool:
+    """Return whether a factor can be told.
+
+    Where partials change by more than their size between neighbours it must be a large one, and a sign the only fault.
+    """
+    b = float(free.coefficients[c])
+    jump, size = (float(problem.weight @ parts[:, c] ** 2) for parts in (problem.jumps, problem.terms))
+    if jump < _ROUGH**2 * size:
+        return True
+    return max(b, 1 / b) > _LARGE if b > 0 else 1 / 3 < -b < 3
+
+
 def _permuted(problem: _Problem, slot: Array, suspects: Sequence[int], free: _Fit) -> dict[int, str]:
     """Return suspects in whose place another column of the same output fits: swaps of two, then of more."""
     own = slot[problem.keep][:, problem.inputs]
@@ -565,6 +624,51 @@ def _permuted(problem: _Problem, slot: Array, suspects: Sequence[int], free: _Fi
     if chosen is None:
         return {}
     return {c: problem.names[chosen[c]] for c in range(count) if chosen[c] != c}
+
+
+@dataclass(frozen=True)
+class _Near:
+    """Differences of values ``(P, m)`` and of inputs ``(P, d)``, and mean partials ``(P, d)`` of some outputs."""
+
+    change: Array
+    step: Array
+    slopes: Mapping[int, Array]
+    pairs: _Pairs
+    known: NDArray[np.bool_]
+
+    def left(self, o: int, by: int, swapped: Sequence[int]) -> float:
+        """Return what columns of another output leave, as a share of what those of this one leave, or of all."""
+        change = self.change[:, o]
+        weight = _weights(change, self.pairs.distance[self.known], self.pairs.first[self.known])
+        taken = self.slopes[o].copy()
+        taken[:, swapped] = self.slopes[by][:, swapped]
+        given, instead = (change - (slopes * self.step).sum(axis=1) for slopes in (self.slopes[o], taken))
+        before = min(weight @ given**2, weight @ change**2)
+        return float(weight @ instead**2 / before) if before > 0 else 1.0
+
+
+def _crossed(samples: Samples, slots: Sequence[Array], pairs: _Pairs) -> dict[int, dict[int, str]]:
+    """Return columns that are swapped between two values, by output and input: those that fit in their places.
+
+    Sure without a look at coefficients: swapped, they leave less than half of what they leave as they are, for both
+    values. Values of which every partial is recorded are compared.
+    """
+    inputs = range(len(samples.inputs))
+    found: dict[int, dict[int, str]] = {}
+    whole = [o for o in range(len(samples.outputs)) if all((o, i) in samples.columns for i in inputs)]
+    for one, other in itertools.combinations(whole, 2):
+        change = samples.y[pairs.second] - samples.y[pairs.first]
+        known = ~np.isnan(np.stack([*slots[one].T, *slots[other].T, change[:, one], change[:, other]])).any(axis=0)
+        if known.sum() < 8 * len(inputs) + 4:
+            continue
+        near = _Near(change[known], pairs.step[known], {o: slots[o][known] for o in (one, other)}, pairs, known)
+        sizes = range(1, len(inputs) + 1) if len(inputs) <= _CIRCLE else (1, len(inputs))
+        ways = [[*way] for size in sizes for way in itertools.combinations(inputs, size)]
+        left, swapped = min((max(near.left(one, other, way), near.left(other, one, way)), way) for way in ways)
+        for i in swapped if left < 0.5 else []:
+            found.setdefault(one, {})[i] = samples.columns[other, i]
+            found.setdefault(other, {})[i] = samples.columns[one, i]
+    return found
 
 
 def _foreign(
@@ -642,7 +746,11 @@ def _flat(
     before = without.residual if without is not None else float(problem.weight @ change**2)
     count = len(np.unique(problem.cluster))
     sure = before - with_it.residual > 2 * _SURE**2 * slopes.shape[1] * with_it.residual / count
-    if before > 1.5 * with_it.residual and sure:
+    # What is left of numbers that agree is their rounding, and that may look like anything.
+    term, whole = number * problem.step[:, i], problem.change
+    rounded = 1e-4 * float(problem.weight @ term**2) + 1e-8 * float(problem.weight @ whole**2)
+    enough = count >= 4 * slopes.shape[1]
+    if before > 1.5 * with_it.residual and sure and enough and before > rounded:
         text = f"column {name!r} is {shown} in every row, but the values change along {samples.inputs[i]!r} otherwise"
         found.findings.append(Finding("constant", name, text))
         return Agreement(name, np.nan, np.nan, "constant")
