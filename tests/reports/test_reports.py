@@ -3,6 +3,7 @@
 import importlib
 import json
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
