@@ -28,9 +28,13 @@ def split_unit(label: str) -> tuple[str, str]:
 
 
 def partial_label(output: str, by: str) -> str:
-    """Return the label of a partial derivative: ``u [K]`` and ``x [m]`` give ``du/dx [K/m]``."""
+    """Return the label of a partial derivative: ``u [K]`` and ``x [m]`` give ``du/dx [K/m]``.
+
+    Names of several words stand in brackets: ``d(heat flux)/dx``.
+    """
     (above, upper), (below, lower) = split_unit(output), split_unit(by)
     unit = f" [{upper or '1'}/{f'({lower})' if '/' in lower or '*' in lower else lower}]" if lower else ""
+    above, below = (f"({name})" if " " in name else name for name in (above, below))
     return f"d{above}/d{below}{unit or (f' [{upper}]' if upper else '')}"
 
 

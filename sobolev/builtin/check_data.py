@@ -55,6 +55,8 @@ def check_data(
     from sobolev.builtin.targets.table.diagnose import diagnose
 
     if what.suffix.lower() in (".yaml", ".yml"):
+        if inputs or values or partials:
+            raise click.UsageError("--inputs, --values and --partials are for a FILE; the RECIPE says them itself")
         cases = list(_of_recipe(ctx, what, overrides))
     else:
         cases = [(str(what), _of_file(what, inputs, values, partials))]

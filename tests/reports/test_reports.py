@@ -195,6 +195,13 @@ def test_surface_draws_one_figure_per_cell(
     assert report("surface", seed=9).draw(matrix_runs, tmp_path) == []
 
 
+def test_long_titles_are_broken() -> None:
+    assert style.wrapped("du/dx [K/m]") == "du/dx [K/m]"
+    label = partial_label("heat flux at the wall [W]", "inlet temperature [K]")
+    assert label == "d(heat flux at the wall)/d(inlet temperature) [W/K]"
+    assert style.wrapped(label).splitlines() == ["d(heat flux at the wall)", "/d(inlet temperature)", "[W/K]"]
+
+
 def test_surfaces_without_a_target_share_one_scale(
     plain_runs: list[RunRecord], tmp_path: Path, drawn: list[tuple[str, Figure]]
 ) -> None:

@@ -506,6 +506,20 @@ def test_columns_swapped_between_values(inputs: list[int], rows: int) -> None:
     assert said == [f"columns 'du/d{'ab'[i]}' and 'dv/d{'ab'[i]}' are swapped" for i in inputs]
 
 
+def test_of_a_constant_value_nothing_can_be_told_of_its_partials() -> None:
+    x, y, g = plant()
+    y[:, 0] = 5.0
+    found = diagnose(samples(x, y, g))
+    assert len(found.agreements) == 6
+    assert {a.verdict for a in found.agreements if a.column.startswith("du/")} == {"undecided"}
+
+
+def test_roles_of_a_recipe_are_not_given_again(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").touch()
+    done = check(str(tmp_path / "r.yaml"), "--inputs", "a")
+    assert done.exit_code == 2 and "are for a FILE" in done.output
+
+
 def test_a_coefficient_that_is_off_is_not_said_to_agree() -> None:
     x = np.random.default_rng(0).uniform(-1, 1, (30, 2))
     y, g = np.sin(8 * x[:, 0]) + x[:, 1], np.stack([8 * np.cos(8 * x[:, 0]), np.ones(30)], 1)

@@ -327,6 +327,9 @@ def test_split_by_a_column(tmp_path: Path) -> None:
     labels = {"train": ["train"], "test": ["Test"]}
     with pytest.raises(DataError, match="'val': belongs to no split"):
         target(tmp_path, "a.csv", split={"column": "part", "labels": labels})
+    labels = {"train": ["train"], "validation": ["val", "train"], "test": ["Test"]}
+    with pytest.raises(DataError, match="'train' is named for train and for validation"):
+        target(tmp_path, "a.csv", split={"column": "part", "labels": labels})
 
 
 def test_groups_stay_whole_whatever_the_order_of_rows(tmp_path: Path) -> None:
@@ -339,6 +342,9 @@ def test_groups_stay_whole_whatever_the_order_of_rows(tmp_path: Path) -> None:
         found.append({s: {ordered[r][-1] for r in made.rows(s)} for s in ("train", "validation", "test")})
     assert found[0] == found[1]
     assert [len(cases) for cases in found[0].values()] == [5, 1, 2] and len(set.union(*found[0].values())) == 8
+    said: list[str] = []
+    target(tmp_path, "a.csv", said=said, split={**split, "validation": 0.05})
+    assert said[0].endswith("split: validation: 0.05 of the 8 groups is none at all")
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "npz"])

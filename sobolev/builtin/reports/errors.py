@@ -10,10 +10,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sobolev.builtin.reports.heldout import Output, gather, not_shown, read
-from sobolev.builtin.reports.style import colours, file_names, plain, save
+from sobolev.builtin.reports.style import colours, file_names, plain, save, wrapped
 from sobolev.components import Report, RunRecord, Trained
 
 _BINS = (10, 40)  # least and most
+_COLUMNS = 4
 _DECADES = 8  # below the largest error; smaller ones are counted in the first bin
 
 
@@ -39,9 +40,14 @@ class Errors(Report):
     def _figure(self, output: Output) -> Figure:
         found = output.quantities
         palette = colours(list(found))
-        columns = max(map(len, found.values()))
-        figure = Figure(figsize=(0.6 + 3.0 * columns, 3.2), layout="constrained")
-        for i, axes in enumerate(figure.subplots(1, columns, squeeze=False)[0]):
+        count = max(map(len, found.values()))
+        columns = min(count, _COLUMNS)
+        rows = -(-count // columns)
+        figure = Figure(figsize=(0.6 + 3.0 * columns, 3.2 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, squeeze=False).ravel()
+        for axes in panels[count:]:
+            axes.set_axis_off()
+        for i, axes in enumerate(panels[:count]):
             shown = {v: q[i] for v, q in found.items() if i < len(q) and len(q[i].target)}
             sizes = {v: np.abs(q.student - q.target) for v, q in shown.items()}
             largest = max((float(s.max()) for s in sizes.values()), default=0.0) or 1.0
@@ -55,11 +61,12 @@ class Errors(Report):
                 axes.axvline(max(float(np.median(error)), edges[0]), color=palette[variant], lw=1, ls=":")
             axes.set_xscale("log")
             axes.set_ylim(bottom=0)
-            axes.set_title(next((q.label for q in shown.values()), ""), fontsize=10)
+            axes.set_title(wrapped(next((q.label for q in shown.values()), ""), 34), fontsize=10)
             axes.set_xlabel("absolute error", fontsize=9)
             plain(axes)
-            if i == 0:
+            if i % columns == 0:
                 axes.set_ylabel("share of samples (dotted: median)", fontsize=9)
+            if i == 0:
                 axes.legend(frameon=False, fontsize=8, loc="upper left")
         figure.supxlabel(not_shown(output.further, "partial", output.others), fontsize=8)
         return figure

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sobolev.builtin.reports.heldout import Output, Quantity, chosen, gather, not_shown, read
-from sobolev.builtin.reports.style import colours, file_names, plain, save
+from sobolev.builtin.reports.style import colours, file_names, plain, save, wrapped
 from sobolev.components import Report, RunRecord, Trained
 
 
@@ -49,7 +49,7 @@ class Parity(Report):
                 axes.set_axis_off()
             row[0].set_ylabel(f"{variant}\nstudent", fontsize=9)
         for axes, quantity in zip(panels[0], next(q for q in found.values() if len(q) == columns), strict=True):
-            axes.set_title(quantity.label, fontsize=10)
+            axes.set_title(wrapped(quantity.label), fontsize=10)
         further = not_shown(output.further, "partial", output.others)
         figure.supxlabel("target" + (f" ({further})" if further else ""), fontsize=9)
         return figure

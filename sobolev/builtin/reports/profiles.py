@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sobolev.builtin.reports.heldout import MOST, not_shown, numbered, others, output_names, outputs_of, recorded
-from sobolev.builtin.reports.style import colours, file_names, plain, save
+from sobolev.builtin.reports.style import colours, file_names, plain, save, wrapped
 from sobolev.components import Report, RunRecord, Trained
 from sobolev.tables import partial_label
 
@@ -98,8 +98,8 @@ class Profiles(Report):
             for axes, what in zip(panels[:, i], rows, strict=True):
                 _lines(axes, found, what, i, palette)
                 title = partial_label(output, name) if what == "partial" else output if i == 0 else ""
-                axes.set_title(title, fontsize=10, loc="left")
-            panels[-1, i].set_xlabel(name, fontsize=9)
+                axes.set_title(wrapped(title), fontsize=10, loc="left")
+            panels[-1, i].set_xlabel(wrapped(name), fontsize=9)
         handles, labels = panels[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=9)
         figure.supxlabel("; ".join(filter(None, (_caption(found), _further(found)))), fontsize=8)

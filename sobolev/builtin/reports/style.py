@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,6 +48,13 @@ def metric_labels(metrics: Sequence[str]) -> dict[str, str]:
     """Return every metric's label; sites are named where there are several."""
     sites = {m.split("/")[1] for m in metrics if m.count("/") > 1}
     return {metric: metric_label(metric, len(sites) > 1) for metric in metrics}
+
+
+def wrapped(text: str, width: int = 26) -> str:
+    """Return a title in lines that fit a small panel; a quotient is broken before its denominator."""
+    if len(text) <= width:
+        return text
+    return textwrap.fill(text.replace(")/d", ") /d"), width, break_long_words=False, break_on_hyphens=False)
 
 
 def plain(axes: Axes) -> None:

@@ -388,6 +388,7 @@ def _examine(
         return 0.0
     total = float(problem.weight @ problem.change**2)
     if total == 0:
+        found.agreements += [Agreement(name, np.nan, np.nan, "undecided") for name in names]
         return 0.0
     free = problem.fit()
     judged = [Agreement(n, float(b), float(e)) for n, b, e in zip(problem.names, free.coefficients, free.errors)]

@@ -46,7 +46,12 @@ def by_label(
     Raises:
         DataError: a label that belongs to no split.
     """
-    split_of: dict[str, str] = {label.lower(): split for split, labels in wanted.items() for label in labels}
+    split_of: dict[str, str] = {}
+    for split, labels in wanted.items():
+        for label in labels:
+            other = split_of.setdefault(label.lower(), split)
+            if other != split:
+                raise DataError(f"{where}: split.labels: {label!r} is named for {other} and for {split}")
     strange = [label for label in summary.labels if label.lower() not in split_of]
     if strange:
         shown = ", ".join(map(repr, strange[:8])) + (" and more" if len(strange) > 8 else "")

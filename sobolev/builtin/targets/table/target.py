@@ -143,6 +143,9 @@ class Table(Target):
                 usable, self.store.codes, summary, split.validation, split.test, split.seed,
                 str(split.group), lambda row: open_table(path).place(row),
             )  # fmt: skip
+        for name, share in (("validation", split.validation), ("test", split.test)):
+            if share > 0 and not len(rows[name]) and split.column is None and self.context.world.first:
+                self.context.say(f"warning: {path}: split: {name}: {share:g} of the {self._counted()} is none at all")
         # In random order, so that the first samples stand for all.
         rows["train"] = np.random.default_rng(split.seed).permutation(rows["train"])
         if self.train is not None:
@@ -157,6 +160,11 @@ class Table(Target):
     def _box(self) -> None:
         d, summary = len(self.columns.inputs), self.store.summary
         self._low, self._high = summary.low[:d], summary.high[:d]
+
+    def _counted(self) -> str:
+        if self.split.group is not None:
+            return plural(len(self.store.summary.labels), "group")
+        return plural(self.store.summary.rows, "row")
 
     def _check_numbers(self, path: Path) -> None:
         """Look for inputs that a precision does not tell apart, and for samples that do not count.
