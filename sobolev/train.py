@@ -488,6 +488,12 @@ class Trainer:
                 self.optimizer = new(self.parameters)
                 self.schedule = make(self.optimizer, phase.steps) if make else None
         self._batch_size = phase.batch_size or self.recipe.batch_size
+        size = self.experiment.target.size("train")
+        if phase.optimizer["use"] == "lbfgs" and isinstance(self._batch_size, int) and self._batch_size < size:
+            self.recorder.warn(
+                f"warning: lbfgs sees {self._batch_size} of {size} samples in a step, and another part in the next, "
+                "for which its picture of the curvature is wrong; 'batch_size: all' is meant for it"
+            )
 
     def _rate(self) -> float:
         return float(self.optimizer.param_groups[0]["lr"]) if self.optimizer else 0.0

@@ -157,6 +157,10 @@ def test_curves_are_medians_with_a_band(
                 histories.append([r["validation/function/value"] for r in records if "validation/function/value" in r])
         assert list(line.get_xdata()) == [4, 8, 12]
         np.testing.assert_allclose(line.get_ydata(), np.median(histories, axis=0))
+        band = axes.collections[["regular", "sobolev"].index(variant)].get_paths()[0].vertices
+        for step, at in zip([4, 8, 12], np.transpose(histories), strict=True):
+            heights = band[band[:, 0] == step, 1]
+            assert heights.min() == pytest.approx(at.min()) and heights.max() == pytest.approx(at.max())
 
 
 def test_curves_of_a_matrix_have_a_panel_per_cell(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -403,13 +405,14 @@ def test_a_table_beyond_its_memory_is_mapped_and_equal(
     again = target(tmp_path, file, split=split)
     assert torch.equal(everything(again)[1].value, everything(inside)[1].value)
     assert (made[0] / "rows.bin").stat().st_mtime_ns == before  # found, not made again
-    array[0, 2] += 1.0
-    write(tmp_path, kind, array) if kind == "csv" else pq.write_table(
-        pa.table({n: (array[:, j] if j < 8 else [row[8] for row in rows]) for j, n in enumerate([*COLUMNS, "g"])}), file
-    )
-    if kind == "parquet":
-        changed = target(tmp_path, file, split=split)
-        assert not torch.equal(everything(changed)[1].value, everything(inside)[1].value)
+    for other in rows:
+        other[2] += 1.0
+    if kind == "csv":
+        write_csv(file, [[None if c != c else c for c in row] for row in rows], [*COLUMNS, "g"])
+    else:
+        pq.write_table(pa.table({n: [row[j] for row in rows] for j, n in enumerate([*COLUMNS, "g"])}), file)
+    changed = everything(target(tmp_path, file, split=split))[1]
+    assert torch.allclose(changed.value[:, 0], everything(inside)[1].value[:, 0] + 1.0, rtol=1e-12)
 
 
 def test_columns_that_play_other_parts_are_not_taken_from_the_cache(
@@ -441,9 +444,16 @@ def test_a_conversion_that_was_cut_off_leaves_nothing(tmp_path: Path, monkeypatc
     monkeypatch.setattr(stores.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(DataError, match="cannot be converted there: No space left on device"):
         target(tmp_path, file)
-    assert not [f for f in (tmp_path / "cache/tables").iterdir() if f.is_dir()]
+    tables = tmp_path / "cache/tables"
+    assert not [f for f in tables.iterdir() if f.is_dir()]
     monkeypatch.undo()
     assert target(tmp_path, file).size("train") == 300
+    for name, age in (("making-old", 3 * 86400), ("making-new", 60)):  # of processes that were killed, or are at work
+        (tables / name).mkdir()
+        os.utime(tables / name, (time.time() - age,) * 2)
+    monkeypatch.setattr("sobolev.builtin.targets.table.target.open_store", _bounded(stores.open_store))
+    target(tmp_path, file)
+    assert not (tables / "making-old").exists() and (tables / "making-new").exists()
 
 
 # -- bad data ----------------------------------------------------------------------------------------------------------

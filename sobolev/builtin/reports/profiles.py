@@ -145,8 +145,10 @@ def _lines(
         if f"student_{what}" not in seeds[0]:
             continue
         x = seeds[0]["x"][i]
-        values = np.stack([seed[f"student_{what}"][i] for seed in seeds])
-        spread = np.stack([seed.get(f"spread_{what}", np.zeros_like(seed["x"]))[i] for seed in seeds])
+        # Where the box is that of the training samples, every seed has its own.
+        values = np.stack([np.interp(x, seed["x"][i], seed[f"student_{what}"][i]) for seed in seeds])
+        zero = np.zeros_like(seeds[0]["x"])
+        spread = np.stack([np.interp(x, seed["x"][i], seed.get(f"spread_{what}", zero)[i]) for seed in seeds])
         low, high = (values - spread).min(axis=0), (values + spread).max(axis=0)
         axes.plot(x, np.median(values, axis=0), color=palette[variant], label=variant, lw=1.5)
         axes.fill_between(x, low, high, color=palette[variant], alpha=0.2, lw=0)

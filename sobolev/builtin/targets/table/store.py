@@ -12,8 +12,9 @@ import mmap
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from sobolev.errors import DataError
 _SOME_PARTIALS = "; partials: {output: {input: column}} names those that are there"
 _FORMAT = "2"  # of the cache; change it when its files change
 _RESIDENT = 2  # times the memory that rows may take is what may stay mapped; giving pages back costs time
+_OLD = 2 * 86400.0  # seconds
 _PAGES = 64 * 1024  # bytes that the kernel maps around a page that is touched
 
 
@@ -53,6 +55,14 @@ class Summary:
     incomplete: list[int] = field(default_factory=list)
     empty: list[int] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what conversions that were killed have left; none takes as long as these are old."""
+    for path in folder.glob("making-*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > _OLD:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class Store:
@@ -199,6 +209,7 @@ class _Builder:
                 if label:
                     self._code(chunk.texts[label[0]])
                 if stream is None and folder is not None and self._size() > self.memory:
+                    _remove_leftovers(folder.parent)
                     work = Path(tempfile.mkdtemp(dir=folder.parent, prefix="making-"))
                     stream = (work / "rows.bin").open("wb")
                     for part in held:
