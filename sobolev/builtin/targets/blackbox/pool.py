@@ -21,6 +21,7 @@ from typing import Any
 from sobolev.builtin.targets.blackbox.results import Point, Result, append
 from sobolev.errors import ComponentError
 from sobolev.registry import did_you_mean
+from sobolev.wording import plural
 
 GROUP = "sobolev.functions"
 _START = 300.0  # seconds in which a worker must have imported the function
@@ -67,9 +68,10 @@ def find(name: str) -> importlib.metadata.EntryPoint:
     """
     found = {entry.name: entry for entry in importlib.metadata.entry_points(group=GROUP)}
     if name not in found:
+        hint = did_you_mean(name, found)
         raise ComponentError(
-            f"blackbox: no installed package offers a function {name!r}; {did_you_mean(name, found)}. A package offers "
-            f"one by an entry point in its pyproject.toml:\n"
+            f"blackbox: no installed package offers a function {name!r}; {hint}{'' if hint.endswith('?') else '.'} A "
+            f"package offers one by an entry point in its pyproject.toml:\n"
             f'  [project.entry-points."{GROUP}"]\n  {name} = "package.module:function"'
         )
     return found[name]
@@ -175,7 +177,8 @@ def _serve(connection: Connection, task: Task) -> None:
             message = ("done", result)
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
-            where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if len(frames) > 1 else ""
+            theirs = len(frames) > 1 and frames[-1].filename != __file__  # else it is what the function returned
+            where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if theirs else ""
             message = ("failed", f"{type(error).__name__}: {error}{where}")
         try:
             connection.send(message)
@@ -354,7 +357,7 @@ def shown(x: Point, names: Sequence[str]) -> str:
 
 def described(task: Task, failures: Sequence[Failure], kept: int, notes: Mapping[str, Any]) -> str:
     """Return the message of an evaluation that failed."""
-    lines = [f"blackbox: the function {task.function!r} gave no result at {len(failures)} points:"]
+    lines = [f"blackbox: the function {task.function!r} gave no result at {plural(len(failures), 'point')}:"]
     lines += [f"  {shown(failure.x, task.inputs)}: {failure.reason}" for failure in failures[:8]]
     if len(failures) > 8:
         lines.append(f"  and {len(failures) - 8} more")
