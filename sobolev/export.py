@@ -293,13 +293,10 @@ def _scales(names: Sequence[str], samples: Tensor, expected: Sequence[Tensor]) -
     ranges = samples.amax(0) - samples.amin(0)
     ranges = torch.where(ranges > 0, ranges, float(ranges.max()) or 1.0)
     spans = (expected[0].amax(0) - expected[0].amin(0)).reshape(-1, *[1] * ranges.ndim)
-    found = []
-    for name, of in zip(names, expected, strict=True):
-        largest = of.abs().amax(0)
-        least = {"value": value, "spread": value, "partials": spans / ranges}[name]
-        scale = torch.maximum(largest, least)
-        found.append(scale.clamp_min(1e-30))
-    return found
+    least = {"value": value, "spread": value, "partials": spans / ranges}
+    return [
+        torch.maximum(of.abs().amax(0), least[name]).clamp_min(1e-30) for name, of in zip(names, expected, strict=True)
+    ]
 
 
 def _compare(

@@ -254,14 +254,10 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             number = isinstance(given, Integral) and not isinstance(given, bool)
             if not may and not (number and given >= least):
                 raise ValueError(f"{name}={given!r}: expected a whole number of at least {least}")
-        for name in ("derivative_weight", "learning_rate"):
-            given = getattr(self, name)
-            if (
-                not isinstance(given, Real)
-                or not 0 <= float(given) < np.inf
-                or (given == 0 and name == "learning_rate")
-            ):
-                raise ValueError(f"{name}={given!r}: expected a number {'of at least' if given == 0 else 'above'} 0")
+        if not isinstance(self.derivative_weight, Real) or not 0 <= float(self.derivative_weight) < np.inf:
+            raise ValueError(f"derivative_weight={self.derivative_weight!r}: expected a number of at least 0")
+        if not isinstance(self.learning_rate, Real) or not 0 < float(self.learning_rate) < np.inf:
+            raise ValueError(f"learning_rate={self.learning_rate!r}: expected a number above 0")
         if isinstance(self.hidden, int):
             raise ValueError(f"hidden={self.hidden!r}: expected the units of every layer, such as ({self.hidden},)")
         if self.regime == "trend" and self.adam_steps == 0:

@@ -381,8 +381,8 @@ def test_export_is_compared_where_the_samples_were(tmp_path: Path) -> None:
         ({"polish_iterations": -1}, "polish_iterations=-1: expected a whole number of at least 0"),
         ({"adam_steps": -1}, "adam_steps=-1: expected a whole number of at least 0"),
         ({"patience": 0}, "patience=0: expected a whole number of at least 1"),
-        ({"learning_rate": 0}, "learning_rate=0: expected a number"),
-        ({"derivative_weight": -1.0}, "derivative_weight=-1.0: expected a number"),
+        ({"learning_rate": 0}, "learning_rate=0: expected a number above 0"),
+        ({"derivative_weight": -1.0}, "derivative_weight=-1.0: expected a number of at least 0"),
     ],
 )
 def test_options_that_make_no_sense_are_named(options: dict[str, Any], told: str) -> None:
