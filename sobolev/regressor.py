@@ -56,6 +56,9 @@ FEW_SAMPLES = 50
 
 TREND_STEPS = 200
 
+_ROWS = 8192
+"""Rows that are predicted at once: activations take more memory than answers."""
+
 _PER_STEP = 20
 """Iterations of L-BFGS that are one step at most."""
 
@@ -402,12 +405,14 @@ class SobolevRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         X = validate_data(self, X, reset=False, dtype=np.float64)
         x = _tensor(X).to(DTYPES[self.dtype])
-        points = Points({"x": x}, ("x",), torch.arange(len(x)))
         probe = Probe.full((("x",),) if partials else ())
-        jets = [measurer.measure(points, probe, create_graph=False) for measurer in self._measurers]
-        found = [jet.derivatives[("x",)] if partials else jet.value for jet in jets]
-        stacked: np.ndarray = torch.stack(found).numpy()
-        return stacked
+        found = []
+        for part in x.split(_ROWS):
+            points = Points({"x": part}, ("x",), torch.arange(len(part)))
+            jets = [measurer.measure(points, probe, create_graph=False) for measurer in self._measurers]
+            found.append(torch.stack([jet.derivatives[("x",)] if partials else jet.value for jet in jets]))
+        members: np.ndarray = torch.cat(found, dim=1).numpy()
+        return members
 
     def _shaped(self, array: np.ndarray) -> np.ndarray:
         return array[:, 0] if self._single else array

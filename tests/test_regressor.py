@@ -299,6 +299,16 @@ def test_samples_without_weight_make_no_difference(options: dict[str, Any]) -> N
     np.testing.assert_array_equal(other.predict(x), model.predict(x))
 
 
+def test_many_rows_are_predicted_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y, dydx = data()
+    model = SobolevRegressor(**QUICK, regime="exact", random_state=0).fit(x, y, dydx)
+    whole = [*model.predict(x, return_std=True), *model.predict_partials(x, return_std=True)]
+    monkeypatch.setattr(regressor, "_ROWS", 7)
+    parts = [*model.predict(x, return_std=True), *model.predict_partials(x, return_std=True)]
+    for one, other in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-10, atol=1e-12)
+
+
 def test_steps_say_how_long_it_was_trained() -> None:
     x, y, dydx = data(outputs=1)
     given = {"members": 1, "adam_steps": 30, "random_state": 0, "regime": "exact"}
