@@ -112,7 +112,7 @@ def execute(
             directory.create(plan)
             directory.write_status("running", engines=_engines(experiment))
         world.barrier()
-        stack.enter_context(_writable(directory))
+        stack.enter_context(_writable(directory, recorder))
         recorder.start(_info(plan, directory, trainer.steps), loaded.step if loaded else None)
         try:
             outcome = trainer.run(loaded)
@@ -128,7 +128,7 @@ def execute(
 
 
 @contextmanager
-def _writable(directory: RunDirectory) -> Iterator[None]:
+def _writable(directory: RunDirectory, recorder: Recorder) -> Iterator[None]:
     """Turn a disk that takes no more into a message; what was written stays.
 
     Raises:
@@ -145,6 +145,8 @@ def _writable(directory: RunDirectory) -> Iterator[None]:
         )
         with suppress(OSError):
             directory.write_status("failed", message=message)
+        with suppress(OSError, AttributeError):  # of files that could not even be opened
+            recorder.finish("failed", {}, [], None)
         raise RunError(message) from error
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from sobolev.cli import main
 from sobolev.errors import SobolevError
 from sobolev.loading import load
+from sobolev.recording import MetricsFile
 
 RECIPE = """
 name: r
@@ -166,6 +168,31 @@ def test_a_run_that_fails_takes_no_other_down_and_can_be_mended(sobolev: Call, t
     # The failed one has nothing worth keeping: the mended recipe needs no --force.
     code, text = sobolev(*command, "--set", "variants.a={}")
     assert code == 0 and "1 of them were finished before" in text
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(
+    sobolev: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = ("--set", "seeds=1", "--set", "variants={only: {}}", "--set", "train.checkpoint.every=2")
+    write, full = MetricsFile.log, True
+
+    def log(self: MetricsFile, step: int, metrics: Mapping[str, float]) -> None:
+        if full and step > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(self, step, metrics)
+
+    monkeypatch.setattr(MetricsFile, "log", log)
+    code, text = sobolev("run", "recipe.yaml", "-j", 1, *changes)
+    run = tmp_path / "runs/r/only/seed-0"
+    assert code != 0 and "nothing more can be written (No space left on device" in text
+    assert "goes on from the last checkpoint" in " ".join(text.split())
+    assert json.loads((run / "status.json").read_text())["status"] == "failed"
+    assert [path.name for path in sorted((run / "checkpoints").iterdir())] == ["step-00000002", "step-00000004"]
+    full = False
+    code, text = sobolev("run", "recipe.yaml", "-j", 1, *changes)
+    assert code == 0 and json.loads((run / "status.json").read_text())["status"] == "finished"
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == [*range(1, 9)]
 
 
 def test_a_dry_run_tries_everything_and_leaves_nothing(sobolev: Call, tmp_path: Path) -> None:
