@@ -189,6 +189,7 @@ def export_modules(
     graph = (made[0] if len(made) == 1 else Together(made)).eval()
     names = ["value", *(["partials"] if partials else []), *(["spread"] if len(made) > 1 else [])]
     expected = _expected(modules, head, site, samples, partials)
+    scales = _scales(names, samples, expected)
     directory.mkdir(parents=True, exist_ok=True)
     files, errors = [], {}
     with warnings.catch_warnings():
@@ -196,7 +197,6 @@ def export_modules(
         for kind in formats:
             file, run = (_torch if kind == "torch" else _onnx)(graph, samples, directory, names)
             files.append(file)
-            scales = _scales(names, samples, expected)
             errors[file.name] = _compare(file, names, run(samples), expected, scales)
             _compare(file, names, run(samples[:1]), [part[:1] for part in expected], scales)  # any B was promised
     described = {

@@ -212,9 +212,7 @@ def _recorded(x: Tensor, y: Tensor, dydx: Tensor | None, keys: tuple[Key, ...], 
             + (" or (B,)" if outputs == 1 else "")
         )
     masks: dict[Key, Tensor] = {}
-    known = ~value.isnan()
-    if not bool(known.all()):
-        masks[VALUE], value = known, torch.where(known, value, torch.zeros_like(value))
+    value = _without_nan(value, VALUE, masks)
     if not keys:
         return Jet(value, {}, masks)
     if any(key != ("x",) for key in keys):
@@ -226,11 +224,16 @@ def _recorded(x: Tensor, y: Tensor, dydx: Tensor | None, keys: tuple[Key, ...], 
     shape = (len(x), outputs, *x.shape[1:])
     if tuple(dydx.shape) != shape and not (outputs == 1 and dydx.shape == x.shape):
         raise ComponentError(f"SobolevLoss: dydx has the shape {tuple(dydx.shape)}, expected {shape} (B, m, *x)")
-    partials = dydx.reshape(shape)
-    known = ~partials.isnan()
-    if not bool(known.all()):
-        masks[keys[0]], partials = known, torch.where(known, partials, torch.zeros_like(partials))
-    return Jet(value, {keys[0]: partials}, masks)
+    return Jet(value, {keys[0]: _without_nan(dydx.reshape(shape), keys[0], masks)}, masks)
+
+
+def _without_nan(numbers: Tensor, key: Key, masks: dict[Key, Tensor]) -> Tensor:
+    """Return recorded numbers with 0 where one is missing, which ``masks`` then tells."""
+    known = ~numbers.isnan()
+    if bool(known.all()):
+        return numbers
+    masks[key] = known
+    return torch.where(known, numbers, torch.zeros_like(numbers))
 
 
 def _asked(recorded: Jet, probe: Probe) -> Jet:

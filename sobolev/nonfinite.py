@@ -15,6 +15,11 @@ from sobolev.errors import NonFiniteError
 from sobolev.vocabulary import VALUE, Jet, key_name
 
 
+def broken_weights(student: nn.Module) -> list[str]:
+    """Return the names of the parameters that hold a NaN or an infinity."""
+    return [name for name, p in student.named_parameters() if not bool(p.detach().isfinite().all())]
+
+
 def report_nonfinite(
     step: int,
     drawn: Drawn,
@@ -56,10 +61,7 @@ def report_nonfinite(
         for side, jets in (("target", reference), ("student", prediction)):
             for key in (VALUE, *jets[site].derivatives):
                 look(f"{side}'s {key_name(key)} of site {site}", jets[site][key], where.index)
-    for name, parameter in student.named_parameters():
-        bad = ~torch.isfinite(parameter.detach())
-        if bad.any():
-            found.append(f"weight {name} of the student")
+    found += [f"weight {name} of the student" for name in broken_weights(student)]
     if dump is not None and (found or world.first):
         arrays |= {f"index of site {site}": where.index.numpy(force=True) for site, where in drawn.points.items()}
         np.savez(dump, **arrays)  # type: ignore[arg-type]

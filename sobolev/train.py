@@ -24,7 +24,7 @@ from sobolev.ensembles import Separate, Together, members
 from sobolev.errors import ComponentError, NonFiniteError
 from sobolev.evaluate import default_splits, evaluate, metric_named
 from sobolev.noise import stream
-from sobolev.nonfinite import report_nonfinite
+from sobolev.nonfinite import broken_weights, report_nonfinite
 from sobolev.recipe.model import Phase
 from sobolev.recording import Recorder
 from sobolev.registry import Registry
@@ -350,8 +350,8 @@ class Trainer:
         return counts
 
     def _nonfinite(self, step: int, drawn: Drawn, prediction: Mapping[str, Jet], reference: Mapping[str, Jet]) -> None:
-        broken = any(not bool(p.isfinite().all()) for p in self.experiment.module.parameters())
-        if self.recipe.on_nonfinite == "skip" and not broken:  # a broken student would skip every step from now on
+        broken = broken_weights(self.experiment.module)  # such a student would skip every step from now on
+        if self.recipe.on_nonfinite == "skip" and not broken:
             raise _Skip
         rank = f"-rank-{self.world.rank}" if self.world.size > 1 else ""
         dump = self.directory.path / f"nonfinite-step-{step}{rank}.npz" if self.directory else None
@@ -363,8 +363,7 @@ class Trainer:
         Raises:
             NonFiniteError: names its weights.
         """
-        parameters = self.experiment.module.named_parameters()
-        broken = [name for name, parameter in parameters if not bool(parameter.isfinite().all())]
+        broken = broken_weights(self.experiment.module)
         if broken:
             shown = ", ".join(broken[:4]) + (f" and {len(broken) - 4} more" if len(broken) > 4 else "")
             raise NonFiniteError(

@@ -629,18 +629,16 @@ def _permuted(problem: _Problem, slot: Array, suspects: Sequence[int], free: _Fi
 
 @dataclass(frozen=True)
 class _Near:
-    """Differences of values ``(P, m)`` and of inputs ``(P, d)``, and mean partials ``(P, d)`` of some outputs."""
+    """Steps ``(P, d)``; by output changes of values ``(P,)``, mean partials ``(P, d)``, weights ``(P,)``."""
 
-    change: Array
     step: Array
+    change: Mapping[int, Array]
     slopes: Mapping[int, Array]
-    pairs: _Pairs
-    known: NDArray[np.bool_]
+    weight: Mapping[int, Array]
 
     def left(self, o: int, by: int, swapped: Sequence[int]) -> float:
         """Return what columns of another output leave, as a share of what those of this one leave, or of all."""
-        change = self.change[:, o]
-        weight = _weights(change, self.pairs.distance[self.known], self.pairs.first[self.known])
+        change, weight = self.change[o], self.weight[o]
         taken = self.slopes[o].copy()
         taken[:, swapped] = self.slopes[by][:, swapped]
         given, instead = (change - (slopes * self.step).sum(axis=1) for slopes in (self.slopes[o], taken))
@@ -662,7 +660,9 @@ def _crossed(samples: Samples, slots: Sequence[Array], pairs: _Pairs) -> dict[in
         known = ~np.isnan(np.stack([*slots[one].T, *slots[other].T, change[:, one], change[:, other]])).any(axis=0)
         if known.sum() < 8 * len(inputs) + 4:
             continue
-        near = _Near(change[known], pairs.step[known], {o: slots[o][known] for o in (one, other)}, pairs, known)
+        both = {o: change[known, o] for o in (one, other)}
+        weights = {o: _weights(c, pairs.distance[known], pairs.first[known]) for o, c in both.items()}
+        near = _Near(pairs.step[known], both, {o: slots[o][known] for o in both}, weights)
         sizes = range(1, len(inputs) + 1) if len(inputs) <= _CIRCLE else (1, len(inputs))
         ways = [[*way] for size in sizes for way in itertools.combinations(inputs, size)]
         left, swapped = min((max(near.left(one, other, way), near.left(other, one, way)), way) for way in ways)
