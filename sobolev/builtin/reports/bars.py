@@ -118,7 +118,7 @@ def _bar(axes: Axes, place: float, width: float, colour: str, values: list[float
     if lost := len(values) - len(finite):
         axes.text(
             place, 0.97, f"{lost} of {len(values)} not finite", rotation=90, ha="center", va="top", fontsize=7,
-            color="firebrick", transform=axes.get_xaxis_transform(),
+            color="firebrick", transform=axes.get_xaxis_transform(), bbox={"fc": "white", "ec": "none", "pad": 1},
         )  # fmt: skip
     # A seed without a number is the worst one: the median counts it.
     middle = float(np.median([*finite, *[np.inf] * lost]))
